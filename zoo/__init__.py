@@ -1,0 +1,63 @@
+"""zoo: efficient sequence models in JAX and Flax NNX.
+
+Names are imported when they are first used, so that `import zoo` is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Encoder": "zoo.encoder",
+    "EncoderConfig": "zoo.encoder",
+    "Flowformer": "zoo.mixers.flowformer",
+    "Nystromformer": "zoo.mixers.nystromformer",
+    "SequenceClassifier": "zoo.models.sequence_classifier",
+    "Softmax": "zoo.mixers.softmax",
+    "Spec": "zoo.registry",
+    "create_mixer": "zoo.factory",
+    "create_model": "zoo.factory",
+    "get": "zoo.registry",
+    "init_apply": "zoo.interop",
+    "list_specs": "zoo.registry",
+    "load_run": "zoo.training.run",
+    "register_mixer": "zoo.registry",
+    "register_model": "zoo.registry",
+    "register_task": "zoo.registry",
+    "spec": "zoo.registry",
+    "to_linen": "zoo.interop",
+}
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+if TYPE_CHECKING:
+    from zoo.encoder import Encoder as Encoder
+    from zoo.encoder import EncoderConfig as EncoderConfig
+    from zoo.factory import create_mixer as create_mixer
+    from zoo.factory import create_model as create_model
+    from zoo.interop import init_apply as init_apply
+    from zoo.interop import to_linen as to_linen
+    from zoo.mixers.flowformer import Flowformer as Flowformer
+    from zoo.mixers.nystromformer import Nystromformer as Nystromformer
+    from zoo.mixers.softmax import Softmax as Softmax
+    from zoo.models.sequence_classifier import SequenceClassifier as SequenceClassifier
+    from zoo.registry import Spec as Spec
+    from zoo.registry import get as get
+    from zoo.registry import list_specs as list_specs
+    from zoo.registry import register_mixer as register_mixer
+    from zoo.registry import register_model as register_model
+    from zoo.registry import register_task as register_task
+    from zoo.registry import spec as spec
+    from zoo.training.run import load_run as load_run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

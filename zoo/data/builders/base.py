@@ -1,0 +1,100 @@
+"""What the builders share: the same bytes for the same records, a manifest, and fast reading of rows of tokens."""
+
+import contextlib
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from zoo.data.manifest import DataError, write_manifest
+from zoo.data.source import RaggedSource
+
+
+class _StableWriter(tfds.core.writer.ExampleWriter):
+    """Writes ArrayRecord files whose bytes depend on the records alone.
+
+    TFDS serialises the features of a record in the order of a hash map, which differs between processes.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
+        parse = tf_example_pb2.Example.FromString
+        # Everything that the file's header repeats is stated, so that no default of the machine enters.
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:3,max_parallelism:1")
+        try:
+            for _, example in examples:
+                writer.write(parse(example).SerializeToString(deterministic=True))
+        finally:
+            writer.close()
+
+
+class StableBuilder(tfds.core.GeneratorBasedBuilder):
+    """A TFDS builder that writes ArrayRecord files in the order given, the same bytes every time, and a manifest."""
+
+    def __init__(self, **kwargs: Any):
+        kwargs.setdefault("file_format", "array_record")
+        super().__init__(**kwargs)
+
+    def manifest_facts(self) -> dict[str, Any]:
+        """What the manifest keeps beside the list of files, JSON-ready."""
+        return {}
+
+    def _example_writer(self) -> tfds.core.writer.ExampleWriter:
+        return _StableWriter(file_format=self.info.file_format)
+
+    def _post_download_and_prepare_hook(self) -> None:
+        write_manifest(Path(self.data_path), self.manifest_facts())
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+    """Keeps TFDS from printing its own bars and banners."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def read_ragged(folder: Path, split: str, *, mend: str, tokens: str = "tokens", label: str = "label") -> RaggedSource:
+    """Reads a split of byte tokens and labels into memory.
+
+    Args:
+      folder: the folder of a prepared data set (that of `dataset_info.json`).
+      split: name of the split.
+      mend: what the user should run after deleting `folder`, for the messages.
+      tokens: name of the feature with the tokens, stored as bytes.
+      label: name of the feature with the label, one integer.
+
+    Raises:
+      DataError: a file is damaged; the message names it.
+    """
+    remedy = f"Delete the folder {folder} and run `{mend}`."
+    try:
+        shards = tfds.builder_from_directory(folder).info.splits[split]
+        paths, count = shards.filepaths, shards.num_examples
+    except (KeyError, ValueError, OSError) as error:
+        raise DataError(f"The description of {folder} is damaged: {error}. {remedy}") from error
+    rows: list[bytes] = []
+    labels: list[int] = []
+    for path in paths:
+        try:
+            reader = ArrayRecordReader(os.fspath(path))
+            for record in reader.read_all():
+                features = tf_example_pb2.Example.FromString(record).features.feature
+                rows.append(features[tokens].bytes_list.value[0])
+                labels.append(features[label].int64_list.value[0])
+            reader.close()
+        except Exception as error:  # the reader raises RuntimeError, the parser several kinds
+            raise DataError(f"{path} is damaged: {error}. {remedy}") from error
+    if len(rows) != count:
+        raise DataError(f"{folder} holds {len(rows):,} examples in {split!r} instead of {count:,}. {remedy}")
+    offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1)
+    return RaggedSource(np.frombuffer(b"".join(rows), np.uint8), offsets, np.array(labels, np.int32))

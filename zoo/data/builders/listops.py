@@ -1,0 +1,273 @@
+"""ListOps as a TFDS data set: drawn here (`full`, `smoke`), or read from the published files (`published`)."""
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from zoo.data.builders.base import StableBuilder, quiet_tfds
+from zoo.data.listops import GENERATOR_VERSION, NUM_CLASSES, SMOKE_LAW, VOCABULARY, Law
+from zoo.data.listops_draw import Expressions, draw_splits
+from zoo.data.listops_published import find_published, read_published
+from zoo.data.manifest import DataError, clear_disk_errors, exclusive, read_manifest
+from zoo.data.paths import data_dir as default_data_dir
+
+_DESCRIPTION = """\
+ListOps (Nangia & Bowman 2018, arXiv 1804.06028) by the law of the Long Range Arena (Tay et al. 2020, arXiv 2011.04006):
+nested MIN, MAX, MED and SUM-modulo-10 of digits; the label is the value. Tokens are ids of this vocabulary: """
+
+
+@dataclasses.dataclass
+class ListopsConfig(tfds.core.BuilderConfig):
+    """One data set of ListOps.
+
+    Attributes:
+      law: the law by which expressions are drawn, or by which published ones are checked.
+      train, validation, test: numbers of expressions.
+      seed: of the generator.
+      published: read the published files instead of drawing.
+      chunk_size: expressions drawn per independent stream; part of what a seed means.
+    """
+
+    law: Law = dataclasses.field(default_factory=Law)
+    train: int = 96_000
+    validation: int = 2_000
+    test: int = 2_000
+    seed: int = 0
+    published: bool = False
+    chunk_size: int = 1_000
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of expressions by split, in the order in which they are dealt out."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+CONFIGS = (
+    ListopsConfig(name="full", description="The size and the law of the Long Range Arena, drawn here."),
+    ListopsConfig(
+        name="smoke",
+        description="Short expressions by the same law, for tests and examples.",
+        law=SMOKE_LAW,
+        train=6_000,
+        validation=500,
+        test=500,
+    ),
+    ListopsConfig(name="published", description="The published basic_{train,val,test}.tsv.", published=True),
+)
+
+
+def get_config(name: str, seed: int = 0) -> ListopsConfig:
+    """The configuration of a name; a seed other than 0 is another data set beside it.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    found = next((config for config in CONFIGS if config.name == name), None)
+    if found is None:
+        raise ValueError(f"ListOps has no source {name!r}; there are {', '.join(config.name for config in CONFIGS)}.")
+    if seed == 0 or found.published:
+        return found
+    return dataclasses.replace(found, name=f"{name}_seed{seed}", seed=seed)
+
+
+class LraListops(StableBuilder):
+    """The TFDS builder of `lra_listops`. `prepare` below is the resumable way to run it.
+
+    Args:
+      work_dir: where finished chunks are kept; a temporary folder if None.
+      workers: number of processes; None for one per core.
+      progress: whether to report progress.
+      **kwargs: those of `tfds.core.GeneratorBasedBuilder`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
+    BUILDER_CONFIGS = list(CONFIGS)  # noqa: RUF012
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "For `published`: put the folder listops-1000 of lra_release.gz into manual_dir."
+
+    def __init__(
+        self, *, work_dir: Path | None = None, workers: int | None = None, progress: bool = False, **kwargs: Any
+    ):
+        self._work_dir, self._workers, self._progress = work_dir, workers, progress
+        self._splits: dict[str, Any] = {}
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            # As bytes: a list of integers reads ten times slower.
+            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes"),
+            "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION + " ".join(VOCABULARY) + ".",
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("tokens", "label"),
+            homepage="https://github.com/google-research/long-range-arena",
+            # Expressions are independent draws: their order is as good as any other, and reads faster.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        config: Any = self.builder_config
+        if config.published:
+            folder = find_published(Path(dl_manager.manual_dir))
+            splits = read_published(folder, config.sizes, config.law, progress=self._progress)
+        elif self._work_dir is not None:
+            splits = self._draw(config, self._work_dir)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                splits = self._draw(config, Path(folder))
+        self._splits = {name: _summary(expressions) for name, expressions in splits.items()}
+        return {name: self._generate_examples(expressions) for name, expressions in splits.items()}
+
+    def _draw(self, config: ListopsConfig, folder: Path) -> dict[str, Expressions]:
+        return draw_splits(
+            config.law,
+            config.sizes,
+            folder,
+            seed=config.seed,
+            chunk_size=config.chunk_size,
+            workers=self._workers,
+            progress=f"lra_listops/{config.name}" if self._progress else None,
+        )
+
+    def _generate_examples(self, expressions: Expressions) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, (tokens, label) in enumerate(expressions):
+            yield i, {"tokens": np.frombuffer(tokens, np.uint8), "label": label}
+
+    def manifest_facts(self) -> dict[str, Any]:
+        """Origin, law, seed, and sizes, lengths, labels and checksum of the content by split."""
+        config: Any = self.builder_config
+        return {"dataset": f"{self.name}/{config.name}/{self.version}", **_origin(config), "splits": self._splits}
+
+
+def _origin(config: ListopsConfig) -> dict[str, Any]:
+    """All that the data depends on."""
+    origin: dict[str, Any] = {"sizes": config.sizes, "law": dataclasses.asdict(config.law)}
+    if config.published:
+        return origin | {"origin": "published"}
+    return origin | {
+        "origin": "generated",
+        "seed": config.seed,
+        "chunk_size": config.chunk_size,
+        "generator_version": GENERATOR_VERSION,
+    }
+
+
+def _summary(expressions: Expressions) -> dict[str, Any]:
+    """Size, length percentiles, label counts and SHA-256 over (label, length, tokens) of all expressions."""
+    digest = hashlib.sha256()
+    for tokens, label in expressions:
+        digest.update(bytes([label]) + len(tokens).to_bytes(4, "little") + tokens)
+    lengths = np.percentile([len(tokens) for tokens, _ in expressions], [0, 5, 25, 50, 75, 95, 100])
+    names = ("min", "p5", "p25", "p50", "p75", "p95", "max")
+    return {
+        "examples": len(expressions),
+        "lengths": {name: float(length) for name, length in zip(names, lengths, strict=True)},
+        "labels": np.bincount([label for _, label in expressions], minlength=NUM_CLASSES).tolist(),
+        "content_sha256": digest.hexdigest(),
+    }
+
+
+def dataset_folder(config: ListopsConfig, data_dir: Path | str | None = None) -> Path:
+    """Where the prepared data set lies."""
+    return default_data_dir(data_dir) / LraListops.name / config.name / str(LraListops.VERSION)
+
+
+def prepare_command(config: ListopsConfig) -> str:
+    """The command that makes the data set, for messages."""
+    name, _, seed = config.name.partition("_seed")
+    return f"zoo data prepare lra/listops/{name}" + (f" --seed {seed}" if seed else "")
+
+
+def prepare(
+    config: str | ListopsConfig = "full",
+    data_dir: Path | str | None = None,
+    *,
+    workers: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Makes a data set, unless it is there already. May be interrupted at any time, and goes on when run again.
+
+    The files appear under their final name only when all are whole. The same configuration gives the same bytes, for
+    any number of workers and interruptions.
+
+    Args:
+      config: "full", "smoke", "published", or a configuration of one's own under another name.
+      data_dir: the folder of all data; None for the default.
+      workers: number of processes; None for one per core.
+      seed: of the generator, where `config` is a name.
+      progress: whether to report progress on standard error.
+
+    Returns:
+      The folder of the data set.
+
+    Raises:
+      ValueError: unknown name, or a law with too few expressions.
+      DataError: files found there are damaged, published files are missing or wrong, or the disk does not allow it.
+    """
+    config = get_config(config, seed) if isinstance(config, str) else config
+    folder = dataset_folder(config, data_dir)
+    if folder.exists():
+        open_dataset(config, data_dir)
+        return folder
+    key = f"{GENERATOR_VERSION}/{LraListops.VERSION}/{config.law.key()}/{config.seed}/{config.chunk_size}"
+    work = folder.parent.parent / ".work" / f"{config.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    # Chunks and records together take less than this, whatever the law.
+    needed = 2 * sum(config.sizes.values()) * config.law.max_length + 2**20
+    with clear_disk_errors(work, needed), exclusive(work / "lock"):
+        if not folder.exists():
+            _build(config, default_data_dir(data_dir), work, folder, workers=workers, progress=progress)
+        shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.parent.rmdir()
+    if progress:
+        print(f"lra_listops/{config.name}: written to {folder}", file=sys.stderr)
+    return folder
+
+
+def open_dataset(config: ListopsConfig, data_dir: Path | str | None = None, *, verify: bool = False) -> dict[str, Any]:
+    """The manifest of a prepared data set, after checking its files and that they are of this configuration.
+
+    Args:
+      config: what is expected.
+      data_dir: the folder of all data; None for the default.
+      verify: compute the SHA-256 of every file; otherwise sizes are checked, and the sums of small files.
+
+    Raises:
+      DataError: it is missing, damaged, or was made from something else.
+    """
+    folder = dataset_folder(config, data_dir)
+    manifest = read_manifest(folder, mend=prepare_command(config), verify=verify)
+    for key, value in _origin(config).items():
+        if manifest.get(key) != value:
+            raise DataError(
+                f"{folder} was made with {key} = {manifest.get(key)}, not {value}. "
+                f"Delete the folder and run `{prepare_command(config)}`."
+            )
+    return manifest
+
+
+def _build(config: ListopsConfig, root: Path, work: Path, folder: Path, *, workers: int | None, progress: bool) -> None:
+    staging = work / "tfds"
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was interrupted while writing
+    staging.mkdir()
+    manual_dir = root / "downloads" / "manual"
+    if config.published:
+        find_published(manual_dir)
+    builder = LraListops(config=config, data_dir=staging, work_dir=work / "chunks", workers=workers, progress=progress)
+    with quiet_tfds():
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    Path(builder.data_path).rename(folder)

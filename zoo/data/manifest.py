@@ -1,0 +1,138 @@
+"""The list of files of a prepared data set, with sizes and checksums. Written last, so its presence means "whole"."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+# Files up to this size are hashed whenever the data set is opened; larger ones only when asked.
+_ALWAYS_HASHED = 1 << 20
+
+
+class DataError(RuntimeError):
+    """Prepared or downloaded data is missing, damaged or cannot be written; the message says how to mend it."""
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Lists all files of `folder` with size and SHA-256, and writes the list there.
+
+    Nothing of the time, the machine or the path goes in: equal files and facts give equal manifests.
+
+    Args:
+      folder: the folder of a data set; sub-folders count.
+      facts: what else is to be kept, JSON-ready.
+
+    Returns:
+      The manifest: `facts`, "files" and "digest", the SHA-256 of all the rest.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / NAME:
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    body = {**facts, "files": files}
+    manifest = {**body, "digest": _digest(body)}
+    write_atomically(folder / NAME, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: Path, *, mend: str, verify: bool = False) -> dict[str, Any]:
+    """The manifest of a data set, after checking the files against it.
+
+    Args:
+      folder: the folder of the data set.
+      mend: what the user should run after deleting `folder`, for the messages.
+      verify: compute the SHA-256 of every file; otherwise sizes are checked, and the sums of files up to 1 MB.
+
+    Raises:
+      DataError: a file is missing or damaged; the message names it.
+    """
+    remedy = f"Delete the folder {folder} and run `{mend}`."
+    try:
+        manifest = json.loads((folder / NAME).read_bytes())
+        body = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest["digest"] != _digest(body):
+            raise ValueError("its digest does not fit")
+    except FileNotFoundError:
+        state = "is not complete (it has no manifest)" if folder.is_dir() else "does not exist"
+        raise DataError(f"The data set {folder} {state}. {remedy}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{folder / NAME} is damaged: {error}. {remedy}") from None
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing. {remedy}")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise DataError(f"{path} is damaged: it has {size:,} bytes instead of {entry['bytes']:,}. {remedy}")
+        if (verify or size <= _ALWAYS_HASHED) and file_sha256(path) != entry["sha256"]:
+            raise DataError(f"{path} is damaged: its SHA-256 differs from the one recorded. {remedy}")
+    return manifest
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is either there in full or not at all, whenever the process ends."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def clear_disk_errors(folder: Path, needed_bytes: int = 0) -> Iterator[None]:
+    """Turns "no space" and "no permission" into a `DataError` that says what to do.
+
+    Args:
+      folder: where the body writes; it is created.
+      needed_bytes: refuse at once if the disk has less room than this.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed_bytes:
+            raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MB are free, {needed_bytes / 2**20:,.0f} MB are needed")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "the folder is not writable")
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "Free some space and run again (finished parts are kept), or choose another disk with ZOO_DATA."
+            raise DataError(f"No space left for {folder}: {error.strerror}. {advice}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = error.strerror or str(error)
+            raise DataError(f"Cannot write to {folder}: {reason}. Choose another folder with ZOO_DATA.") from error
+        raise
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Holds a lock file, so that two processes do not prepare the same data at once; the second waits.
+
+    The system frees the lock when its holder ends, however it ends. Where there are no such locks (Windows, some
+    network disks) this does nothing.
+    """
+    with open(path, "ab") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield

@@ -1,0 +1,1 @@
+"""Parts with parameters that two or more modules use and that do not mix along T."""

@@ -1,0 +1,118 @@
+"""From tokens or scalars to vectors, and where they stand."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx.nn import initializers
+
+from zoo.typing import Array, DType, Float, Num
+
+Positions = Literal["sinusoidal", "learned", "none"]
+Inputs = Literal["tokens", "scalars"]
+
+
+def sinusoidal_table(length: int, d_model: int) -> np.ndarray:
+    """Interleaved sines and cosines of base 10000, float32 [length, D] (Vaswani et al. 2017, section 3.5)."""
+    position = np.arange(length, dtype=np.float64)[:, None]
+    frequency = np.exp(np.arange(0, d_model, 2) * (-np.log(10000.0) / d_model))
+    table = np.zeros((length, d_model), np.float32)
+    table[:, 0::2] = np.sin(position * frequency)
+    table[:, 1::2] = np.cos(position * frequency)[:, : d_model // 2]
+    return table
+
+
+class Embedding(nnx.Module):
+    """Tokens through a table or scalars through a linear map, with a CLS vector in front and positions added.
+
+    Args:
+      d_model: D.
+      max_len: longest sequence, the CLS vector not counted.
+      inputs: "tokens" (integers [B, T]) or "scalars" (reals [B, T]).
+      vocab_size: number of token ids; needed for tokens.
+      positions: "sinusoidal" (fixed), "learned" or "none".
+      cls_token: put a learned vector, initially zero, in front: T becomes T + 1.
+      embedding_std: standard deviation of the token table.
+      position_std: standard deviation of learned positions.
+      dropout: rate, at the end.
+      dtype, param_dtype: of computation and parameters.
+      rngs: for the initial parameters.
+
+    Raises:
+      ValueError: tokens without `vocab_size`, or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        max_len: int,
+        *,
+        inputs: Inputs = "tokens",
+        vocab_size: int | None = None,
+        positions: Positions = "sinusoidal",
+        cls_token: bool = False,
+        embedding_std: float = 1.0,
+        position_std: float = 0.02,
+        dropout: float = 0.0,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs = inputs
+        self.max_len = max_len
+        self.d_model = d_model
+        self.positions = positions
+        self.cls_token = cls_token
+        self.dtype = dtype or param_dtype
+        options = {"dtype": self.dtype, "param_dtype": param_dtype, "rngs": rngs}
+        if inputs == "tokens":
+            if vocab_size is None or vocab_size < 1:
+                raise ValueError(f"inputs='tokens' needs vocab_size >= 1, got {vocab_size}.")
+            self.table = nnx.Embed(vocab_size, d_model, embedding_init=initializers.normal(embedding_std), **options)
+        elif inputs == "scalars":
+            self.table = nnx.Linear(1, d_model, **options)
+        else:
+            raise ValueError(f"unknown inputs {inputs!r}; there are tokens, scalars.")
+        length = max_len + cls_token
+        if positions == "learned":
+            init = initializers.normal(position_std)
+            self.position = nnx.Param(init(rngs.params(), (length, d_model), param_dtype))
+        elif positions not in ("sinusoidal", "none"):
+            raise ValueError(f"unknown positions {positions!r}; there are sinusoidal, learned, none.")
+        if cls_token:
+            self.cls = nnx.Param(jnp.zeros((d_model,), param_dtype))
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(
+        self,
+        inputs: Num[Array, "B T"],
+        *,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B T2 D"]:
+        """Vectors of the sequence; T2 is T + 1 with a CLS vector, else T.
+
+        Raises:
+          ValueError: `inputs` is not [B, T], T exceeds `max_len`, or its dtype is not what `inputs=` promised.
+        """
+        self._check(inputs)
+        x = self.table(inputs) if self.inputs == "tokens" else self.table(inputs.astype(self.dtype)[..., None])
+        if self.cls_token:
+            cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, self.d_model))
+            x = jnp.concatenate([cls, x], axis=1)
+        length = x.shape[1]
+        if self.positions == "learned":
+            x = x + self.position[:length].astype(x.dtype)
+        elif self.positions == "sinusoidal":
+            # The table is a constant of the trace, not data of the module: it enters no checkpoint.
+            x = x + jnp.asarray(sinusoidal_table(length, self.d_model), x.dtype)
+        return self.dropout(x, deterministic=deterministic, rngs=rngs)
+
+    def _check(self, inputs: Array) -> None:
+        if inputs.ndim != 2:
+            raise ValueError(f"inputs must be [B, T], got {inputs.ndim} axes, shape {inputs.shape}.")
+        if inputs.shape[1] > self.max_len:
+            raise ValueError(f"axis 1 (T) of inputs is {inputs.shape[1]}, more than max_len={self.max_len}.")
+        if self.inputs == "tokens" and not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError(f"inputs='tokens' needs integers, got {inputs.dtype}.")

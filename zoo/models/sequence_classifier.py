@@ -1,0 +1,83 @@
+"""Encoder, pooling and a two-layer head."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zoo.encoder import Encoder, EncoderConfig
+from zoo.layers.initializers import bias_initializer, kernel_initializer
+from zoo.layers.pooling import POOLINGS, Pooling, pool
+from zoo.typing import Array, Bool, Float, Num
+
+
+class SequenceClassifier(nnx.Module):
+    """Classifies whole sequences: encoder, pooling, [Linear, ReLU,] Linear.
+
+    Args:
+      config: of the encoder; `cls_token` follows from `pooling`.
+      num_classes: C.
+      pooling: see `zoo.layers.pooling.pool`; "cls" puts a learned vector in front of the sequence.
+      head_dim: width of the head's inner layer; None for a single Linear.
+      rngs: for the initial parameters.
+
+    Raises:
+      ValueError: unknown pooling, no classes, or CLS pooling in a causal encoder (its first position sees nothing).
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        num_classes: int,
+        *,
+        pooling: Pooling = "mean",
+        head_dim: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; there are {', '.join(POOLINGS)}.")
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+        if pooling == "cls" and config.causal:
+            raise ValueError("pooling='cls' in a causal encoder sees no token: use 'last' or 'mean'.")
+        self.pooling = pooling
+        config = dataclasses.replace(config, cls_token=pooling == "cls")
+        self.encoder = Encoder(config, rngs=rngs)
+
+        def linear(d_in: int, d_out: int) -> nnx.Linear:
+            # The original LRA code leaves its classifier at Flax's own initialiser, whatever the encoder has.
+            name = "torch" if config.kernel_init == "torch" else "lecun_normal"
+            return nnx.Linear(
+                d_in,
+                d_out,
+                kernel_init=kernel_initializer(name),
+                bias_init=bias_initializer(name, d_in),
+                param_dtype=jnp.dtype(config.param_dtype),
+                rngs=rngs,
+            )
+
+        self.hidden = None if head_dim is None else linear(config.d_model, head_dim)
+        self.logits = linear(head_dim or config.d_model, num_classes)
+
+    def __call__(
+        self,
+        inputs: Num[Array, "B T"],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "B C"]:
+        """Logits, float32.
+
+        Args:
+          inputs: tokens or scalars.
+          mask: True at real positions; None where all are.
+          deterministic: no dropout; None for the module's own mode (`.train()`, `.eval()`).
+          rngs: a `dropout` stream, where dropout is on.
+        """
+        x = self.encoder(inputs, mask=mask, deterministic=deterministic, rngs=rngs)
+        x = pool(x, mask, self.pooling).astype(jnp.float32)
+        if self.hidden is not None:
+            x = jax.nn.relu(self.hidden(x))
+        return self.logits(x)

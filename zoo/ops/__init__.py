@@ -1,0 +1,1 @@
+"""Functions of arrays; they import JAX and never Flax."""

@@ -1,0 +1,91 @@
+"""What the training loop asks of a task."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    import jax
+
+    from zoo.data.source import Source
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInfo:
+    """What a model must know of a task.
+
+    Attributes:
+      inputs: "tokens" (integers) or "scalars" (one real number a position).
+      vocab_size: number of token ids, the padding id 0 included; None for scalars.
+      num_classes: C.
+      max_len: length that every sequence is padded or cut to.
+    """
+
+    inputs: Literal["tokens", "scalars"]
+    vocab_size: int | None
+    num_classes: int
+    max_len: int
+
+
+class Task(abc.ABC):
+    """A data set with its loss and its metrics.
+
+    A subclass lives in one file of `zoo.tasks`, is registered with `register_task` and takes `source=` (which of its
+    data sets), `max_len=` (None for its own), `data_dir=` (None for the default) and `seed=` (of data that is drawn).
+    """
+
+    metric: ClassVar[str] = "accuracy"
+    """The metric by which the best checkpoint is chosen: the largest."""
+
+    sources: ClassVar[tuple[str, ...]]
+    """The data sets that `source=` names, the default first."""
+
+    name: str
+    source: str
+    info: TaskInfo
+
+    @abc.abstractmethod
+    def is_prepared(self) -> bool:
+        """Whether the data is there and whole."""
+
+    @abc.abstractmethod
+    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
+        """Makes or fetches the data where it is missing, and returns its folder."""
+
+    @abc.abstractmethod
+    def split(self, name: Split) -> "Source":
+        """The examples of one split."""
+
+    @abc.abstractmethod
+    def baselines(self, split: Split = "test") -> dict[str, float]:
+        """What needs no model: the metric of simple rules, computed from the data in use."""
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Sizes, lengths, labels and origin of the data, JSON-ready."""
+
+    @abc.abstractmethod
+    def sums(self, outputs: "jax.Array", batch: dict[str, "jax.Array"]) -> dict[str, "jax.Array"]:
+        """Weighted sums over the batch of "loss" and of each metric, and their "weight".
+
+        Sums divided by the summed weight are exact over any number of batches, however they were padded.
+        """
+
+
+class ClassificationTask(Task):
+    """Softmax cross-entropy and accuracy over `label` [B], weighted by `weight` [B]."""
+
+    def sums(self, outputs: "jax.Array", batch: dict[str, "jax.Array"]) -> dict[str, "jax.Array"]:
+        """Sums of cross-entropy (nats) and of right answers; `outputs` are logits [B, C]."""
+        import jax.numpy as jnp
+        import optax
+
+        logits = outputs.astype(jnp.float32)
+        weight = batch["weight"]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        return {"loss": (loss * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}

@@ -1,0 +1,81 @@
+"""From a recipe to the task and the model it names."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from flax import nnx
+
+from zoo import registry
+from zoo.encoder import BodyConfig, EncoderConfig
+from zoo.models.sequence_classifier import SequenceClassifier
+from zoo.tasks.base import Task, TaskInfo
+from zoo.training.recipe import Recipe, RecipeError
+
+
+def make_task(recipe: Recipe, data_dir: Path | None = None) -> Task:
+    """The recipe's task; nothing is read or made yet.
+
+    Raises:
+      RegistryError: no such task.
+      ValueError: the task has no such source, or cannot have that `max_len`.
+    """
+    config = recipe.task
+    cls = registry.get(config.name, "task")
+    return cls(source=config.source, max_len=config.max_len, data_dir=data_dir, seed=config.seed)
+
+
+def variant_spec(recipe: Recipe) -> registry.Spec:
+    """Facts of the recipe's variant, which may be the path of a file that registers one.
+
+    Raises:
+      RegistryError: no such variant, or it is a task.
+      RecipeError: the recipe asks of it what it cannot do.
+    """
+    name = recipe.variant
+    spec = registry.load_file(name) if name.endswith(".py") else registry.spec(name)
+    if spec.kind == "task":
+        raise registry.RegistryError(f"{name!r} is a task; a variant is a mixer or a model (`zoo list`).")
+    if recipe.model.causal and not spec.causal:
+        raise RecipeError(f"model.causal=true: {spec.name} cannot be causal. {spec.notes}".strip())
+    if not recipe.model.causal and not spec.bidirectional:
+        raise RecipeError(f"model.causal=false: {spec.name} runs forward only; set model.causal=true.")
+    return spec
+
+
+def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Module]:
+    """A function that builds the recipe's model for a task.
+
+    Raises:
+      RegistryError, RecipeError: see `variant_spec`; or a model that cannot read the task's inputs.
+    """
+    spec = variant_spec(recipe)
+    model = recipe.model
+    cls = registry.get(spec.name)
+    known = [name for name in inspect.signature(cls).parameters if name not in ("rngs", "d_model")]
+    for option in recipe.options:
+        if option not in known:
+            hint = registry.did_you_mean(option, known)
+            raise RecipeError(f"options.{option}: {spec.name} has no such option. {hint}")
+    if spec.kind == "model":
+        if info.inputs not in spec.inputs:
+            raise RecipeError(f"{spec.name} reads {' or '.join(spec.inputs)}; {recipe.task.name} has {info.inputs}.")
+        offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
+        arguments = {name: value for name, value in offered.items() if name in known} | recipe.options
+        return lambda rngs: cls(**arguments, rngs=rngs)
+    body = {field.name: getattr(model, field.name) for field in dataclasses.fields(BodyConfig)}
+    config = EncoderConfig(
+        **body,
+        mixer=spec.name,
+        mixer_options=dict(recipe.options),
+        inputs=info.inputs,
+        vocab_size=info.vocab_size,
+        max_len=info.max_len,
+        causal=model.causal,
+    )
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return SequenceClassifier(config, info.num_classes, pooling=model.pooling, head_dim=model.head_dim, rngs=rngs)
+
+    return make

@@ -1,0 +1,72 @@
+"""Schedules and the optimizer. The original LRA's, PyTorch's OneCycle and the usual cosine, in Optax."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.training.recipe import TrainConfig
+from zoo.typing import PyTree
+
+# torch.optim.lr_scheduler.OneCycleLR's defaults.
+_ONECYCLE_START = 25.0
+_ONECYCLE_END = 1e4
+_ONECYCLE_BETA1 = (0.95, 0.85)
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """The learning rate of update s = 0, 1, ...
+
+    * "constant": lr, after linear warm-up.
+    * "cosine": lr (f + (1 - f) (1 + cos(pi (s - w) / (steps - w))) / 2), f = `final_lr`, after linear warm-up over w.
+    * "rsqrt": lr min(1, s / w) / sqrt(max(s, w)): the original LRA's `constant * linear_warmup * rsqrt_decay`, so that
+      the first update has rate 0.
+    * "onecycle": PyTorch's OneCycleLR with linear annealing: from lr / 25 to lr over w updates, then to lr / 25 / 1e4.
+    """
+    lr, warmup, steps = config.lr, config.warmup_steps, config.steps
+    if config.schedule == "rsqrt":
+        return lambda step: lr * jnp.minimum(1.0, step / warmup) / jnp.sqrt(jnp.maximum(step, warmup))
+    if config.schedule == "onecycle":
+        start = lr / _ONECYCLE_START
+        return _two_lines(warmup - 1, steps - 1, start, lr, start / _ONECYCLE_END)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(lr, steps - warmup, alpha=config.final_lr)
+    else:
+        after = optax.constant_schedule(lr)
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup]) if warmup else after
+
+
+def _two_lines(middle: float, end: float, first: float, top: float, last: float) -> optax.Schedule:
+    def schedule(step):
+        rising = first + (top - first) * step / max(middle, 1)
+        falling = top + (last - top) * (step - middle) / max(end - middle, 1)
+        return jnp.where(step <= middle, rising, falling)
+
+    return schedule
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clipping, Adam and decoupled weight decay times the learning rate.
+
+    With `decay="all"`, beta2 0.98 and eps 1e-9 this is the original LRA's optimizer; with `decay="matrices"` AdamW
+    as usual: parameters of fewer than two axes (biases, norms) are not decayed.
+    """
+    beta1 = config.beta1
+    if config.cycle_beta1:
+        high, low = _ONECYCLE_BETA1
+        beta1 = _two_lines(config.warmup_steps - 1, config.steps - 1, high, low, high)
+        # numerics stay in float32: inject_hyperparams casts the scheduled value to the dtype of the parameters.
+        adam = optax.inject_hyperparams(optax.scale_by_adam)(b1=beta1, b2=config.beta2, eps=config.eps)
+    else:
+        adam = optax.scale_by_adam(b1=beta1, b2=config.beta2, eps=config.eps)
+    mask = None if config.decay == "all" else _matrices
+    parts = [
+        optax.clip_by_global_norm(config.clip) if config.clip else None,
+        adam,
+        optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else None,
+        optax.scale_by_learning_rate(learning_rate(config)),
+    ]
+    return optax.chain(*[part for part in parts if part is not None])
+
+
+def _matrices(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,303 @@
+"""Recipes: everything that decides a run, typed, checked and overridable.
+
+A recipe is a YAML file. It is read in layers, later ones over earlier ones: the defaults below, the file, the file's
+`variants.<name>` section for the chosen variant, and `key.path=value` overrides. Each value remembers where it came
+from, so that an error can say so. The resolved recipe that a run directory holds is itself a recipe.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import draccus
+import yaml
+
+from zoo.encoder import BodyConfig
+from zoo.layers.pooling import Pooling
+from zoo.registry import did_you_mean
+
+
+class RecipeError(ValueError):
+    """A recipe is not found, or a key or value of it is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Which data.
+
+    Attributes:
+      name: a registered task.
+      source: which of its data sets.
+      max_len: length that sequences are padded or cut to; None for the data set's own.
+      seed: of the data, where it is drawn.
+    """
+
+    name: str = "lra/listops"
+    source: str = "full"
+    max_len: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(BodyConfig):
+    """The encoder's shape (see `zoo.encoder.BodyConfig`) and the classifier's.
+
+    Attributes:
+      causal: every block sees the past only.
+      pooling: see `zoo.layers.pooling.pool`.
+      head_dim: width of the head's inner layer; None for a single Linear.
+    """
+
+    causal: bool = False
+    pooling: Pooling = "mean"
+    head_dim: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation, evaluation and checkpoints.
+
+    Attributes:
+      seed: of parameters, shuffles and dropout.
+      steps: number of updates.
+      batch_size: examples an update, over all devices and accumulation steps.
+      accumulate: parts that a batch is split into; gradients are summed over them.
+      lr: base of the schedule (the peak, except for "rsqrt", where the peak is lr / sqrt(warmup_steps)).
+      schedule: "constant", "cosine" (to `final_lr` * lr), "rsqrt" (original LRA) or "onecycle" (PyTorch's, linear);
+        see `zoo.training.optimizer`.
+      warmup_steps: linear warm-up from 0; for "onecycle" the length of the rising part.
+      final_lr: where "cosine" ends, as a fraction of lr.
+      beta1, beta2, eps: Adam's.
+      cycle_beta1: for "onecycle": beta1 falls from 0.95 to 0.85 and rises again, as in PyTorch.
+      weight_decay: decoupled, times the learning rate.
+      decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or position vector).
+      clip: largest global norm of the gradient; None for no clipping.
+      ema: decay of the moving average of the parameters that is evaluated; None for none.
+      eval_every: updates between evaluations on the validation split; 0 for only at the end.
+      checkpoint_every: updates between checkpoints; 0 for at evaluations.
+      log_every: updates between lines of the log.
+      select: which parameters give the headline test figure: "best" on validation, or "last".
+      buckets: lengths to pad to, ascending, for less padding; one compilation each. Empty for max_len alone.
+      workers: processes that read data; 0 for threads of this one.
+      tensorboard: write TensorBoard files: True, False, or None for where tensorboardX is installed.
+      wandb: name of a Weights & Biases project to log to; None for none.
+    """
+
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine", "rsqrt", "onecycle"] = "cosine"
+    warmup_steps: int = 0
+    final_lr: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    cycle_beta1: bool = False
+    weight_decay: float = 0.0
+    decay: Literal["all", "matrices"] = "matrices"
+    clip: float | None = None
+    ema: float | None = None
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    log_every: int = 50
+    select: Literal["best", "last"] = "best"
+    buckets: tuple[int, ...] = ()
+    workers: int = 0
+    tensorboard: bool | None = None
+    wandb: str | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "workers", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}.")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be positive, got {self.lr}.")
+        for name in ("beta1", "beta2", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"train.{name} must be in [0, 1), got {value}.")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"train.clip must be positive, or null for no clipping, got {self.clip}.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}.")
+        if self.schedule in ("rsqrt", "onecycle") and self.warmup_steps < 1:
+            raise ValueError(f"train.schedule={self.schedule} needs train.warmup_steps of at least 1.")
+        if self.warmup_steps >= self.steps and self.schedule in ("cosine", "onecycle"):
+            raise ValueError(f"train.warmup_steps={self.warmup_steps} must be below train.steps={self.steps}.")
+        if self.cycle_beta1 and self.schedule != "onecycle":
+            raise ValueError("train.cycle_beta1 belongs to train.schedule=onecycle.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A run, resolved.
+
+    Attributes:
+      name: where it came from.
+      protocol: the named set of rules that its result may be compared under.
+      variant: a registered mixer, or the path of a .py file that registers one.
+      options: further arguments of the variant's constructor.
+      task, model, train: the sections.
+      published: figures in percent to hold the result against, by variant, and their source.
+    """
+
+    name: str = ""
+    protocol: str = ""
+    variant: str = "softmax"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    published: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values."""
+        return draccus.encode(self)
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back to an equal one."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: in the package, or beside it in a checkout."""
+    packaged = Path(__file__).parents[1] / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes."""
+    folder = recipe_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def load_recipe(name: str | os.PathLike, overrides: Iterable[str] = (), *, variant: str | None = None) -> Recipe:
+    """Reads and checks a recipe.
+
+    Args:
+      name: a shipped recipe's name (see `list_recipes`) or the path of a YAML file.
+      overrides: "key.path=value" strings; values are read as YAML.
+      variant: the same as an override of `variant`.
+
+    Raises:
+      RecipeError: no such recipe; an unknown key (with the nearest right one), a value of the wrong type or out of
+        range. The message names the file or override that the value came from.
+    """
+    path = _find(name)
+    values = _read_yaml(path)
+    layers = [(_parse_override(text), f"override {text!r}") for text in overrides]
+    if variant is not None:
+        layers.append(({"variant": variant}, f"variant {variant!r}"))
+    per_variant = values.pop("variants", None) or {}
+    chosen = str(next((layer["variant"] for layer, _ in reversed(layers) if "variant" in layer), values.get("variant")))
+    if not isinstance(per_variant, Mapping):
+        raise RecipeError(f"variants (from {path}) must map names of variants to sections, got {per_variant!r}.")
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {"name": str(name)}
+    special = [(per_variant[chosen], f"{path}, variants.{chosen}")] if per_variant.get(chosen) else []
+    for layer, source in [(values, str(path)), *special, *layers]:
+        _merge(merged, layer, source, origin)
+    _check_keys(Recipe, merged, "", origin)
+    return _decode(merged, origin)
+
+
+def recipe_from_dict(values: Mapping[str, Any], source: str = "the given values") -> Recipe:
+    """Checks and types nested values, as `load_recipe` does those of a file."""
+    origin: dict[str, str] = {}
+    merged: dict[str, Any] = {}
+    _merge(merged, values, source, origin)
+    _check_keys(Recipe, merged, "", origin)
+    return _decode(merged, origin)
+
+
+def _find(name: str | os.PathLike) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise RecipeError(f"There is no recipe file {path}.")
+        return path
+    shipped = recipe_folder() / f"{os.fspath(name)}.yaml"
+    if not shipped.is_file():
+        known = list_recipes()
+        # "lra/listops" is likeliest to mean the recipes of that task.
+        same_task = [other for other in known if other.split("/")[-1] == path.name]
+        hint = f"Did you mean {' or '.join(same_task)}?" if same_task else did_you_mean(str(name), known)
+        raise RecipeError(f"There is no recipe {str(name)!r}. {hint}")
+    return shipped
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise RecipeError(f"{path} is empty or not a mapping of keys to values; is it cut short?")
+    return values
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"An override is written key.path=value, for example train.lr=3e-3; got {text!r}.")
+    try:
+        result: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The value of override {text!r} is not valid YAML: {error}") from error
+    for part in reversed(parts):
+        result = {part: result}
+    return result
+
+
+def _merge(
+    into: dict[str, Any], layer: Mapping[str, Any], source: str, origin: dict[str, str], prefix: str = ""
+) -> None:
+    for key, value in layer.items():
+        path = f"{prefix}{key}"
+        origin[path] = source
+        if isinstance(value, Mapping):
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            _merge(into[key], value, source, origin, path + ".")
+        else:
+            into[key] = value
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], prefix: str, origin: Mapping[str, str]) -> None:
+    hints = get_type_hints(cls)
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            elsewhere = [full for full in _all_keys(Recipe) if full.rpartition(".")[2] == key]
+            hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(str(key), hints)
+            raise RecipeError(f"There is no key {path!r} (from {origin[path]}). {hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise RecipeError(f"{path} (from {origin[path]}) is a section of keys, got {value!r}.")
+            _check_keys(hints[key], value, path + ".", origin)  # pyright: ignore[reportArgumentType]
+
+
+def _all_keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for key, hint in get_type_hints(cls).items():
+        keys += _all_keys(hint, f"{prefix}{key}.") if dataclasses.is_dataclass(hint) else [prefix + key]  # pyright: ignore[reportArgumentType]
+    return keys
+
+
+def _decode(values: Mapping[str, Any], origin: Mapping[str, str]) -> Recipe:
+    try:
+        return draccus.decode(Recipe, values)
+    except draccus.utils.DecodingError as error:
+        path = ".".join(map(str, error.key_path))
+        where = f" (from {origin[path]})" if path in origin else ""
+        raise RecipeError(f"{path}{where}: {error.message}.") from error
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
