@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument("recipe", help="a shipped recipe (`zoo list --kind recipe`) or a YAML file")
     recipe.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-3 model.num_layers=4"
+        "overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-3"
     )
 
     command("doctor", _doctor, "Show versions, devices, data and what to type next.", [data_dir])
@@ -114,9 +114,9 @@ def _list(args: argparse.Namespace) -> None:
     else:
         yes = {True: "yes", False: "-"}
         head = ["name", "kind", "time", "memory", "causal", "bidir.", "mask", "decode", "title"]
+        flags = ("causal", "bidirectional", "padding_mask", "decode")
         rows = [
-            [spec.name, spec.kind, spec.time, spec.memory, yes[spec.causal], yes[spec.bidirectional]]
-            + [yes[spec.padding_mask], yes[spec.decode], spec.title]
+            [spec.name, spec.kind, spec.time, spec.memory, *[yes[getattr(spec, flag)] for flag in flags], spec.title]
             for spec in specs
         ]
         _print_table(head, rows)
