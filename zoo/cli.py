@@ -13,11 +13,12 @@ from zoo import __version__, registry
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; exits with 2 and one line on a wrong request, 1 on a run that failed."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         args.run(args)
     except KeyboardInterrupt:
-        raise SystemExit("zoo: interrupted; add --resume to the same command to go on.") from None
+        again = "the same command with --resume goes on" if args.run is _train else "the same command goes on"
+        raise SystemExit(f"zoo: interrupted; {again}.") from None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
@@ -26,6 +27,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"zoo: {error}", file=sys.stderr)
         # A RuntimeError is one of ours or JAX's: the request was right and the run failed.
         raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from None
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, with overrides before and after options: argparse takes only the first group for `overrides`."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         if name == "prepare":
             sub.add_argument("--workers", type=int, help="processes (default: one for each core)")
-            sub.add_argument("--seed", type=int, default=0, help="of data that is drawn")
+        else:
+            sub.add_argument("--verify", action="store_true", help="compute the checksum of every file")
+        sub.add_argument("--seed", type=int, default=0, help="of data that is drawn")
 
     sub = command("train", _train, "Train a variant by a recipe.", [recipe, data_dir])
     sub.add_argument("--variant", help="a registered variant, or a .py file that registers one")
@@ -93,7 +107,7 @@ def _list(args: argparse.Namespace) -> None:
     if args.kind == "recipe":
         from fnmatch import fnmatchcase
 
-        from zoo.training.recipe import list_recipes
+        from zoo.training.shipped import list_recipes
 
         names = [name for name in list_recipes() if fnmatchcase(name, args.pattern)]
         print(json.dumps(names) if args.json else "\n".join(names))
@@ -157,9 +171,11 @@ def _data_prepare(args: argparse.Namespace) -> None:
 
 
 def _data_info(args: argparse.Namespace) -> None:
-    task = _task(args)
+    task = _task(args, seed=args.seed)
     if not task.is_prepared():
         raise FileNotFoundError(f"{args.task} is not prepared; run: zoo data prepare {args.task}")
+    if args.verify:
+        task.verify()
     print(json.dumps(task.describe(), indent=2))
 
 
@@ -188,12 +204,13 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from zoo.compare import compare
+    from zoo.training.run import recipe_path
 
     try:
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise ValueError(f"--seeds takes whole numbers with commas between, got {args.seeds!r}.") from None
-    out = args.out or Path("runs", "compare", Path(args.recipe).with_suffix(""))
+    out = args.out or Path("runs", "compare", recipe_path(args.recipe))
     variants = [name.strip() for name in args.variants.split(",") if name.strip()]
     print(compare(args.recipe, variants, seeds, out, overrides=args.overrides, data_dir=args.data_dir))
 

@@ -107,16 +107,19 @@ def clear_disk_errors(folder: Path, needed_bytes: int = 0) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < needed_bytes:
-            raise OSError(errno.ENOSPC, f"{free / 2**20:,.0f} MB are free, {needed_bytes / 2**20:,.0f} MB are needed")
+            raise OSError(errno.ENOSPC, f"{free / 2**20:,.1f} MB are free, {needed_bytes / 2**20:,.1f} MB are needed")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "the folder is not writable")
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        reason = getattr(error, "strerror", None) or str(error)
+        # The ArrayRecord writer is C++ and reports a full disk as a RuntimeError.
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in reason:
             advice = "Free some space and run again (finished parts are kept), or choose another disk with ZOO_DATA."
-            raise DataError(f"No space left for {folder}: {error.strerror}. {advice}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = error.strerror or str(error)
+            raise DataError(f"No space left for {folder}: {reason}. {advice}") from error
+        forbidden = number in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if forbidden or (isinstance(error, OSError) and not folder.is_dir()):
             raise DataError(f"Cannot write to {folder}: {reason}. Choose another folder with ZOO_DATA.") from error
         raise
 

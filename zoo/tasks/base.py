@@ -57,6 +57,10 @@ class Task(abc.ABC):
         """Makes or fetches the data where it is missing, and returns its folder."""
 
     @abc.abstractmethod
+    def verify(self) -> None:
+        """Computes the checksum of every file; raises where one is not as it was made."""
+
+    @abc.abstractmethod
     def split(self, name: Split) -> "Source":
         """The examples of one split."""
 

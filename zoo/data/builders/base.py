@@ -11,20 +11,24 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.core.file_adapters import FileFormat
+from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from zoo.data.manifest import DataError, write_manifest
 from zoo.data.source import RaggedSource
 
+_Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 
-class _StableWriter(tfds.core.writer.ExampleWriter):
+
+class _StableWriter(ExampleWriter):
     """Writes ArrayRecord files whose bytes depend on the records alone.
 
     TFDS serialises the features of a record in the order of a hash map, which differs between processes.
     """
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
-        parse = tf_example_pb2.Example.FromString
+        parse = _Example.FromString
         # Everything that the file's header repeats is stated, so that no default of the machine enters.
         writer = ArrayRecordWriter(os.fspath(path), "group_size:1,zstd:3,max_parallelism:1")
         try:
@@ -45,8 +49,8 @@ class StableBuilder(tfds.core.GeneratorBasedBuilder):
         """What the manifest keeps beside the list of files, JSON-ready."""
         return {}
 
-    def _example_writer(self) -> tfds.core.writer.ExampleWriter:
-        return _StableWriter(file_format=self.info.file_format)
+    def _example_writer(self) -> ExampleWriter:
+        return _StableWriter(file_format=FileFormat.ARRAY_RECORD)
 
     def _post_download_and_prepare_hook(self) -> None:
         write_manifest(Path(self.data_path), self.manifest_facts())
@@ -80,7 +84,7 @@ def read_ragged(folder: Path, split: str, *, mend: str, tokens: str = "tokens", 
     try:
         shards = tfds.builder_from_directory(folder).info.splits[split]
         paths, count = shards.filepaths, shards.num_examples
-    except (KeyError, ValueError, OSError) as error:
+    except Exception as error:  # TFDS and protobuf raise several kinds
         raise DataError(f"The description of {folder} is damaged: {error}. {remedy}") from error
     rows: list[bytes] = []
     labels: list[int] = []
@@ -88,7 +92,7 @@ def read_ragged(folder: Path, split: str, *, mend: str, tokens: str = "tokens", 
         try:
             reader = ArrayRecordReader(os.fspath(path))
             for record in reader.read_all():
-                features = tf_example_pb2.Example.FromString(record).features.feature
+                features = _Example.FromString(record).features.feature
                 rows.append(features[tokens].bytes_list.value[0])
                 labels.append(features[label].int64_list.value[0])
             reader.close()

@@ -1,0 +1,203 @@
+"""LRA ListOps: the value of a long nested expression, a classification of 500 to 2000 tokens into 10 classes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.data.listops import END_ID, NUM_CLASSES, OPERATORS, VOCAB_SIZE, ZERO_ID
+from zoo.data.source import RaggedSource
+from zoo.registry import register_task
+from zoo.tasks.base import SPLITS, ClassificationTask, Split, TaskInfo
+
+_BLOCK = 4_096
+
+
+@register_task(
+    "lra/listops",
+    title="Value of nested MIN, MAX, MED and SUM-modulo-10 of digits (LRA ListOps)",
+    paper="2011.04006",
+    inputs=("tokens",),
+    test_args={"source": "smoke"},
+    notes="Sources: full (96,000/2,000/2,000, drawn here), smoke (short), published (the release's files).",
+)
+class ListOps(ClassificationTask):
+    """LRA's ListOps (Tay et al. 2020, arXiv 2011.04006).
+
+    Tokens are ids of `zoo.data.listops.VOCABULARY`, whose order never changes, padded with 0 on the right; no start or
+    end token is added. An accuracy near 17 % is the majority class, one near 36 % is reading the root operator alone:
+    see `baselines`.
+
+    Args:
+      source: "full" (the size and law of the paper, drawn here), "smoke" (7,000 short expressions by the same law with
+        other bounds) or "published" (the release's own files).
+      max_len: length to pad or cut to; None for 2000, or 100 for "smoke", which cut nothing.
+      data_dir: the folder of all data; None for `$ZOO_DATA` or `~/.cache/zoo`.
+      seed: of the generator; another seed is another data set.
+
+    Raises:
+      ValueError: unknown source, or `max_len` below 1.
+    """
+
+    name = "lra/listops"
+    sources = ("full", "smoke", "published")
+
+    def __init__(
+        self,
+        source: str = "full",
+        max_len: int | None = None,
+        data_dir: str | Path | None = None,
+        seed: int = 0,
+    ):
+        from zoo.data.builders.listops import get_config
+
+        if max_len is not None and max_len < 1:
+            raise ValueError(f"max_len must be at least 1, got {max_len}.")
+        self.source = source
+        self._config = get_config(source, seed)
+        self._data_dir = data_dir
+        self._splits: dict[str, RaggedSource] = {}
+        longest = self._config.law.max_length if max_len is None else max_len
+        self.info = TaskInfo(inputs="tokens", vocab_size=VOCAB_SIZE, num_classes=NUM_CLASSES, max_len=longest)
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lies."""
+        from zoo.data.builders.listops import dataset_folder
+
+        return dataset_folder(self._config, self._data_dir)
+
+    def is_prepared(self) -> bool:
+        """Whether the data is there and whole: all files, with the right sizes."""
+        from zoo.data.builders.listops import open_dataset
+        from zoo.data.manifest import DataError
+
+        try:
+            open_dataset(self._config, self._data_dir)
+        except DataError:
+            return False
+        return True
+
+    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
+        """Draws the expressions, or reads the published files; does nothing where the data is whole.
+
+        Args:
+          progress: report progress on standard error.
+          workers: number of processes; None for one per core. The data does not depend on it.
+
+        Returns:
+          The folder of the data.
+
+        Raises:
+          DataError: damaged or missing files, or no room on the disk; the message says what to do.
+        """
+        from zoo.data.builders.listops import prepare
+
+        return prepare(self._config, self._data_dir, workers=workers, progress=progress)
+
+    def verify(self) -> None:
+        """Computes the SHA-256 of every file.
+
+        Raises:
+          DataError: a file differs from the manifest; the message names it.
+        """
+        from zoo.data.builders.listops import open_dataset
+
+        open_dataset(self._config, self._data_dir, verify=True)
+
+    def split(self, name: Split) -> RaggedSource:
+        """The expressions of a split, in memory (1 byte a token); read once per task object.
+
+        Raises:
+          ValueError: unknown split.
+          DataError: the data is not prepared, or damaged.
+        """
+        from zoo.data.builders.base import read_ragged
+        from zoo.data.builders.listops import open_dataset, prepare_command
+
+        if name not in SPLITS:
+            raise ValueError(f"ListOps has no split {name!r}; there are {', '.join(SPLITS)}.")
+        if name not in self._splits:
+            open_dataset(self._config, self._data_dir)
+            self._splits[name] = read_ragged(self.folder, name, mend=prepare_command(self._config))
+        return self._splits[name]
+
+    def baselines(self, split: Split = "test") -> dict[str, float]:
+        """Accuracy (0..1) on `split` of three rules without a model, each fitted on the training split.
+
+        Returns:
+          "majority": the most frequent label. "root_operator": the most frequent label given the first token.
+          "root_operator_and_leaves": given the first token and its value over those of the root's arguments that are
+          plain digits.
+        """
+        train, scored = self.split("train"), self.split(split)
+        train_keys, scored_keys = shortcut_features(train), shortcut_features(scored)
+        everything = {"majority": (np.zeros(len(train), int), np.zeros(len(scored), int))}
+        for name in train_keys:
+            everything[name] = (train_keys[name], scored_keys[name])
+        return {
+            name: _table_accuracy(keys, train.labels, others, scored.labels)
+            for name, (keys, others) in everything.items()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Path, origin, seed, law, checksum, and for each split its size, length percentiles and label counts.
+
+        Raises:
+          DataError: the data is not prepared, or damaged.
+        """
+        from zoo.data.builders.listops import open_dataset
+
+        manifest = open_dataset(self._config, self._data_dir)
+        facts = {key: manifest[key] for key in ("dataset", "origin", "seed", "law", "splits") if key in manifest}
+        size = sum(entry["bytes"] for entry in manifest["files"].values())
+        return {**facts, "path": str(self.folder), "bytes": size, "checksum": manifest["digest"]}
+
+
+def shortcut_features(source: RaggedSource) -> dict[str, np.ndarray]:
+    """What can be read off an expression without descending into it.
+
+    Args:
+      source: N expressions.
+
+    Returns:
+      "root_operator": 0..3, or 4 for a bare digit, integer [N]. "root_operator_and_leaves": a number for the pair of it
+      and the operator's value over the root's plain digits (or their absence), integer [N].
+    """
+    roots, values = [], []
+    for first in range(0, len(source), _BLOCK):
+        last = min(first + _BLOCK, len(source))
+        offsets = source.offsets[first : last + 1] - source.offsets[first]
+        tokens = source.tokens[source.offsets[first] : source.offsets[last]]
+        root = np.minimum(tokens[offsets[:-1]] - 1, len(OPERATORS))
+        # Every expression closes what it opens, so one running depth serves the whole block.
+        depth = np.cumsum((tokens <= len(OPERATORS)).astype(np.int8) - (tokens == END_ID), dtype=np.int32)
+        leaves = np.flatnonzero((depth == 1) & (tokens >= ZERO_ID))
+        rows = np.searchsorted(offsets, leaves, side="right") - 1
+        cells = rows * 10 + (tokens[leaves] - ZERO_ID)
+        values.append(_aggregate(root, np.bincount(cells, minlength=10 * len(root)).reshape(-1, 10)))
+        roots.append(root)
+    root = np.concatenate(roots).astype(np.int64)
+    return {"root_operator": root, "root_operator_and_leaves": root * 11 + np.concatenate(values)}
+
+
+def _aggregate(root: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The value of each operator [N] over digits given by their counts [N, 10]; 10 where there are none."""
+    total, cumulative = counts.sum(1), counts.cumsum(1)
+
+    def ranked(rank: np.ndarray) -> np.ndarray:
+        return (cumulative > rank[:, None]).argmax(1)
+
+    last = np.maximum(total - 1, 0)
+    median = (ranked(last // 2) + ranked(total // 2)) // 2
+    choices = [ranked(np.zeros_like(total)), ranked(last), median, counts @ np.arange(10) % 10]
+    value = np.choose(np.minimum(root, 3), choices)
+    return np.where(total > 0, value, 10)
+
+
+def _table_accuracy(keys: np.ndarray, labels: np.ndarray, other_keys: np.ndarray, other_labels: np.ndarray) -> float:
+    """Accuracy of the table "most frequent label given the key"; keys that training lacks get the overall majority."""
+    size = max(keys.max(), other_keys.max()) + 1
+    counts = np.bincount(keys * NUM_CLASSES + labels, minlength=size * NUM_CLASSES).reshape(size, NUM_CLASSES)
+    counts[counts.sum(1) == 0] = counts.sum(0)
+    return float((counts.argmax(1)[other_keys] == other_labels).mean())
