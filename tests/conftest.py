@@ -1,6 +1,9 @@
 """Settings for every test: CPU, and the shared reference data where it is at hand."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -8,6 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+XLA_CACHE = os.environ.get("ZOO_XLA_CACHE", str(Path.home() / ".cache" / "zoo" / "xla_tests"))
 GOLDEN = REPO / "tests" / "golden"
 
 
@@ -29,3 +33,79 @@ def shared_path_fixture():
 def golden_dir_fixture() -> Path:
     """The folder of reference arrays that tests carry with them."""
     return GOLDEN
+
+
+def install_outside(folder: Path, **modules: str) -> Path:
+    """Lays out a package as pip would: modules given by source text, named in the entry point group `zoo.variants`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    info = folder / f"{'_'.join(modules)}-0.1.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {'-'.join(modules)}\nVersion: 0.1\n"
+    (info / "METADATA").write_text(metadata, encoding="utf-8")
+    entries = "".join(f"{name} = {name}\n" for name in modules)
+    (info / "entry_points.txt").write_text(f"[zoo.variants]\n{entries}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(name="install_outside")
+def install_outside_fixture():
+    """The function `install_outside`."""
+    return install_outside
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH: an installed package that brings the task `toy` (tests/helpers/zoo_toy.py)."""
+    text = (REPO / "tests" / "helpers" / "zoo_toy.py").read_text(encoding="utf-8")
+    return install_outside(tmp_path_factory.mktemp("toy") / "site", zoo_toy=text)
+
+
+@pytest.fixture(scope="module")
+def toy(toy_path):
+    """The class of the task `toy`, registered while a module's tests run."""
+    from zoo import registry
+
+    if "zoo_toy" not in sys.modules:
+        found = importlib.util.spec_from_file_location("zoo_toy", toy_path / "zoo_toy.py")
+        sys.modules["zoo_toy"] = importlib.util.module_from_spec(found)
+        found.loader.exec_module(sys.modules["zoo_toy"])
+    cls = sys.modules["zoo_toy"].Toy
+    registry.register_task("toy", title="First token modulo 3", inputs=("tokens",))(cls)
+    yield cls
+    del registry._registered["toy"]
+
+
+@pytest.fixture
+def run_python(toy_path, tmp_path):
+    """`run(*arguments, **environment)` runs Python in an empty folder, with the task `toy` at hand; checks the exit."""
+
+    def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        path = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(toy_path), str(REPO)]))
+        cache = {"JAX_COMPILATION_CACHE_DIR": XLA_CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", **cache, "PYTHONPATH": path, **environment}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def compilation_cache():
+    """Turns on JAX's persistent compilation cache ($ZOO_XLA_CACHE; empty for none) for the tests that ask for it."""
+    import jax
+
+    options = {
+        "jax_compilation_cache_dir": XLA_CACHE,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items() if XLA_CACHE else ():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

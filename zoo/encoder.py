@@ -5,8 +5,7 @@ it; what is particular to one mixer goes through `mixer_options`.
 """
 
 import dataclasses
-import inspect
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +65,10 @@ class BodyConfig:
     scan_layers: bool = False
 
     def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                known = ", ".join(get_args(hint))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {known}.")
         for name in ("d_model", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -106,13 +109,16 @@ def make_mixer(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Module:
     Raises:
       RegistryError: no mixer of that name.
       TypeError: an option that the mixer does not take; names the nearest.
+      ValueError: a causal encoder of a mixer that sees the future; or what the mixer's own constructor refuses.
     """
     cls = registry.get(config.mixer, "mixer")
-    accepted = [name for name in inspect.signature(cls).parameters if name != "rngs"]
+    accepted = registry.option_names(cls)
     unknown = set(config.mixer_options) - set(accepted)
     if unknown:
         name = sorted(unknown)[0]
         raise TypeError(f"{config.mixer} has no option {name!r}. {registry.did_you_mean(name, accepted)}")
+    if config.causal and "causal" not in accepted and registry.spec(config.mixer).bidirectional:
+        raise ValueError(f"{config.mixer} has no option causal, so it cannot be in a causal encoder.")
     shared = {
         "num_heads": config.num_heads,
         "max_len": config.max_len + config.cls_token,

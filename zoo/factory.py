@@ -31,9 +31,10 @@ def create_mixer(name: str, d_model: int, *, rngs: nnx.Rngs | int | None = None,
 def create_model(name: str, *, rngs: nnx.Rngs | int | None = None, **options: Any) -> Any:
     """The whole model registered as `name`, or a sequence classifier around the mixer of that name.
 
-    For a mixer, `options` may hold fields of `zoo.EncoderConfig`, arguments of `zoo.SequenceClassifier` and arguments of
-    the mixer, in any order; what two of them name goes to the first of these. `create_model("flowformer",
-    num_classes=10, vocab_size=17, d_model=64, rngs=0)`.
+    For a mixer, `options` may hold fields of `zoo.EncoderConfig`, arguments of `zoo.SequenceClassifier` and options of
+    the mixer; what two of them name goes to the first::
+
+        zoo.create_model("flowformer", num_classes=10, vocab_size=17, d_model=64, num_layers=2, rngs=0)
 
     Args:
       name: a registered model or mixer.

@@ -27,8 +27,8 @@ def to_linen(target: Target, *args: Any, linen_name: str | None = None, **option
         variables = Block().init(jax.random.key(0), x, mask, False)
         y = Block().apply(variables, x, mask, True, rngs={"dropout": key})
 
-    `init` without a `dropout` stream runs without dropout; a later call that is not deterministic and has no such stream
-    raises. Other methods are named in the call: `module.apply(variables, x_t, state, nnx_method="step")`.
+    `init` without a `dropout` stream runs without dropout; a later call that is not deterministic and has no such
+    stream raises. Other methods are named in the call: `module.apply(variables, x_t, state, nnx_method="step")`.
 
     Args:
       target: a registered mixer or model, or an NNX class.
@@ -73,8 +73,8 @@ def init_apply(target: Target, *args: Any, **options: Any) -> tuple[Callable[...
 
     `apply(params, *args, method="__call__", variables=None, return_variables=False, dropout_key=None,
     deterministic=None, **kwargs)` calls the module's `method` with `args` and `kwargs` (such as `mask` and `state`).
-    There is dropout where `dropout_key` is given, unless `deterministic` says otherwise. With `return_variables=True` it
-    returns the result and the variables after the call.
+    There is dropout where `dropout_key` is given, unless `deterministic` says otherwise. With `return_variables=True`
+    it returns the result and the variables after the call.
 
     Args:
       target: a registered mixer or model, or any function that takes `rngs` and returns an NNX module, such as an NNX

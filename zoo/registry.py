@@ -20,6 +20,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -101,7 +102,9 @@ def _register(kind: Kind, name: str, facts: Mapping[str, Any]) -> Callable[[type
         raise RegistryError(f"{kind} {name!r} states unknown facts {sorted(unknown)}; known are {sorted(_FACTS)}.")
 
     def decorate(cls: type[T]) -> type[T]:
-        path = str(Path(sys.modules[cls.__module__].__file__ or "").resolve())
+        # A notebook or an interactive session has no file.
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        path = str(Path(file).resolve()) if file else f"<{cls.__module__}>"
         new = _make_spec(kind, name, facts, cls.__module__, path)
         found = _registered.get(name)
         others = _discovered().get(name)
@@ -158,23 +161,26 @@ def _read_specs(path: Path, module: str) -> list[Spec]:
             if function == kind or kind not in _FOLDERS.values():
                 continue
             try:
-                name, *rest = [ast.literal_eval(arg) for arg in call.args]
+                names = [ast.literal_eval(arg) for arg in call.args]
                 facts = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise RegistryError(
                     f"{path}:{call.lineno}: the arguments of @{function} must be literals, so that they can be read "
                     f"without importing the file ({error})."
                 ) from error
-            if rest or not isinstance(name, str):
+            if len(names) != 1 or not isinstance(names[0], str):
                 raise RegistryError(f"{path}:{call.lineno}: @{function} takes one positional argument, the name.")
-            specs.append(_make_spec(kind, name, facts, module, str(path.resolve())))  # pyright: ignore[reportArgumentType]
+            specs.append(_make_spec(kind, names[0], facts, module, str(path.resolve())))  # pyright: ignore[reportArgumentType]
     return specs
 
 
 def _outside_files() -> Iterable[tuple[str, Path]]:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         module = entry.value.partition(":")[0]
-        found = importlib.util.find_spec(module)
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # of the package that the module is in
+            found = None
         if found is None or not found.origin:
             raise RegistryError(f"entry point {entry.name!r} ({ENTRY_POINT_GROUP}): there is no module {module!r}.")
         yield module, Path(found.origin)
@@ -229,6 +235,14 @@ def get(name: str, kind: Kind | None = None) -> type[Any]:
     return _registered[name][1]
 
 
+def option_names(cls: type) -> list[str]:
+    """What a registered class takes by keyword, besides `d_model` and `rngs`."""
+    # The signature of an NNX class itself is that of Flax's metaclass, (*args, **kwargs).
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [word.name for word in parameters if word.kind in named and word.name not in ("d_model", "rngs")]
+
+
 def load_file(path: str | Path) -> Spec:
     """Imports one Python file that registers exactly one mixer or model, and returns its facts.
 
@@ -250,7 +264,13 @@ def load_file(path: str | Path) -> Spec:
         assert found is not None
         assert found.loader is not None
         sys.modules[module] = loading = importlib.util.module_from_spec(found)
-        found.loader.exec_module(loading)
+        try:
+            found.loader.exec_module(loading)
+        except BaseException:
+            del sys.modules[module]
+            if _registered.get(specs[0].name, (None,))[0] == specs[0]:
+                del _registered[specs[0].name]
+            raise
     return specs[0]
 
 

@@ -1,7 +1,6 @@
 """From a recipe to the task and the model it names."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
     spec = variant_spec(recipe)
     model = recipe.model
     cls = registry.get(spec.name)
-    known = [name for name in inspect.signature(cls).parameters if name not in ("rngs", "d_model")]
+    known = registry.option_names(cls)
     for option in recipe.options:
         if option not in known:
             hint = registry.did_you_mean(option, known)

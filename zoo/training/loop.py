@@ -166,12 +166,9 @@ class Trainer:
         """Reads the sums of a finished step into the log's window."""
         values = {name: float(np.float64(value)) for name, value in sums.items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            good = self.last.latest()
             raise TrainingError(
                 f"the {'loss' if not math.isfinite(values['loss']) else 'gradient'} of step {step} is not finite "
-                f"(loss {values['loss']}, gradient norm {values['grad_norm']}). "
-                + (f"The last good checkpoint is step {good}. " if good else "There is no checkpoint yet. ")
-                + "Try a smaller train.lr, train.clip=1.0 or model.dtype=float32."
+                f"(loss {values['loss']}, gradient norm {values['grad_norm']}). {self._advice()}"
             )
         window = self.meta["window"]
         for name, value in values.items():
@@ -186,8 +183,15 @@ class Trainer:
             self.log.write(step, "train", metrics)
             self.console.metrics(step, "train", metrics)
 
+    def _advice(self) -> str:
+        good = self.last.latest()
+        where = f"The last good checkpoint is step {good}." if good else "There is no checkpoint yet."
+        return f"{where} Try a smaller train.lr, train.clip=1.0 or model.dtype=float32."
+
     def _validate(self, step: int) -> None:
         metrics = self.evaluate("validation", self.state)
+        if not all(map(math.isfinite, metrics.values())):
+            raise TrainingError(f"validation at step {step} is not finite ({metrics}). {self._advice()}")
         self.meta["validation"] = metrics
         self.log.write(step, "validation", metrics)
         self.console.metrics(step, "validation", metrics)

@@ -1,5 +1,7 @@
 """Schedules and the optimizer. The original LRA's, PyTorch's OneCycle and the usual cosine, in Optax."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -69,4 +71,10 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def _matrices(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    def is_matrix(path, leaf):
+        names = [str(getattr(key, "key", key)) for key in path]
+        # The blocks of `scan_layers` are stacked: their first axis counts the layers.
+        stacked = any(name == "layers" and not child.isdigit() for name, child in itertools.pairwise(names))
+        return leaf.ndim - stacked > 1
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -7,9 +7,10 @@ from, so that an error can say so. The resolved recipe that a run directory hold
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import draccus
 import yaml
@@ -17,10 +18,23 @@ import yaml
 from zoo.encoder import BodyConfig
 from zoo.layers.pooling import Pooling
 from zoo.registry import did_you_mean
+from zoo.training.shipped import list_recipes, recipe_folder
 
 
 class RecipeError(ValueError):
     """A recipe is not found, or a key or value of it is wrong."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as in YAML 1.2 and in Python; PyYAML wants 1.0e-3."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """What `_Loader` reads back."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +86,7 @@ class TrainConfig:
       beta1, beta2, eps: Adam's.
       cycle_beta1: for "onecycle": beta1 falls from 0.95 to 0.85 and rises again, as in PyTorch.
       weight_decay: decoupled, times the learning rate.
-      decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or position vector).
+      decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or CLS vector).
       clip: largest global norm of the gradient; None for no clipping.
       ema: decay of the moving average of the parameters that is evaluated; None for none.
       eval_every: updates between evaluations on the validation split; 0 for only at the end.
@@ -114,10 +128,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "eval_every", "checkpoint_every", "workers", "weight_decay"):
-            if getattr(self, name) < 0:
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "workers", "weight_decay", "final_lr", "eps"):
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}.")
-        if not self.lr > 0:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"train.seed must be from 0 to 2**32 - 1, got {self.seed}.")
+        if not 0 < self.lr < float("inf"):
             raise ValueError(f"train.lr must be positive, got {self.lr}.")
         for name in ("beta1", "beta2", "ema"):
             value = getattr(self, name)
@@ -131,6 +147,8 @@ class TrainConfig:
             raise ValueError(f"train.schedule={self.schedule} needs train.warmup_steps of at least 1.")
         if self.warmup_steps >= self.steps and self.schedule in ("cosine", "onecycle"):
             raise ValueError(f"train.warmup_steps={self.warmup_steps} must be below train.steps={self.steps}.")
+        if any(not length or length < 1 for length in self.buckets) or list(self.buckets) != sorted(set(self.buckets)):
+            raise ValueError(f"train.buckets must be ascending lengths from 1, got {list(self.buckets)}.")
         if self.cycle_beta1 and self.schedule != "onecycle":
             raise ValueError("train.cycle_beta1 belongs to train.schedule=onecycle.")
 
@@ -163,19 +181,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The recipe as a file that `load_recipe` reads back to an equal one."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-def recipe_folder() -> Path:
-    """Where the shipped recipes are: in the package, or beside it in a checkout."""
-    packaged = Path(__file__).parents[1] / "configs"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
-
-
-def list_recipes() -> list[str]:
-    """Names of the shipped recipes."""
-    folder = recipe_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False)
 
 
 def load_recipe(name: str | os.PathLike, overrides: Iterable[str] = (), *, variant: str | None = None) -> Recipe:
@@ -196,12 +202,20 @@ def load_recipe(name: str | os.PathLike, overrides: Iterable[str] = (), *, varia
     if variant is not None:
         layers.append(({"variant": variant}, f"variant {variant!r}"))
     per_variant = values.pop("variants", None) or {}
-    chosen = str(next((layer["variant"] for layer, _ in reversed(layers) if "variant" in layer), values.get("variant")))
+    given = [layer["variant"] for layer in (values, *(layer for layer, _ in layers)) if "variant" in layer]
+    chosen = str(given[-1] if given else Recipe.variant)
     if not isinstance(per_variant, Mapping):
         raise RecipeError(f"variants (from {path}) must map names of variants to sections, got {per_variant!r}.")
+    for other, section in per_variant.items():
+        if not isinstance(section, Mapping):
+            raise RecipeError(f"variants.{other} (from {path}) is a section of keys, got {section!r}.")
+        checked: dict[str, Any] = {}
+        where: dict[str, str] = {}
+        _merge(checked, section, f"{path}, variants.{other}", where)
+        _check_keys(Recipe, checked, "", where)
     origin: dict[str, str] = {}
     merged: dict[str, Any] = {"name": str(name)}
-    special = [(per_variant[chosen], f"{path}, variants.{chosen}")] if per_variant.get(chosen) else []
+    special = [(per_variant[chosen], f"{path}, variants.{chosen}")] if chosen in per_variant else []
     for layer, source in [(values, str(path)), *special, *layers]:
         _merge(merged, layer, source, origin)
     _check_keys(Recipe, merged, "", origin)
@@ -235,7 +249,7 @@ def _find(name: str | os.PathLike) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict) or not values:
@@ -249,7 +263,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise RecipeError(f"An override is written key.path=value, for example train.lr=3e-3; got {text!r}.")
     try:
-        result: Any = yaml.safe_load(value)
+        result: Any = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value of override {text!r} is not valid YAML: {error}") from error
     for part in reversed(parts):
@@ -261,6 +275,7 @@ def _merge(
     into: dict[str, Any], layer: Mapping[str, Any], source: str, origin: dict[str, str], prefix: str = ""
 ) -> None:
     for key, value in layer.items():
+        key = str(key)
         path = f"{prefix}{key}"
         origin[path] = source
         if isinstance(value, Mapping):
@@ -277,12 +292,33 @@ def _check_keys(cls: type, values: Mapping[str, Any], prefix: str, origin: Mappi
         path = f"{prefix}{key}"
         if key not in hints:
             elsewhere = [full for full in _all_keys(Recipe) if full.rpartition(".")[2] == key]
-            hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(str(key), hints)
+            known = [prefix + other for other in hints]
+            hint = f"Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(path, known)
             raise RecipeError(f"There is no key {path!r} (from {origin[path]}). {hint}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, Mapping):
                 raise RecipeError(f"{path} (from {origin[path]}) is a section of keys, got {value!r}.")
             _check_keys(hints[key], value, path + ".", origin)  # pyright: ignore[reportArgumentType]
+        elif complaint := _complaint(hints[key], value):
+            raise RecipeError(f"{path} (from {origin[path]}) {complaint}, got {value!r}.")
+
+
+def _complaint(hint: Any, value: Any) -> str | None:
+    """What draccus would let pass or put badly: nulls, booleans as numbers, and scalars for lists or the reverse."""
+    choices = {get_origin(choice) or choice for choice in get_args(hint)} if type(None) in get_args(hint) else set()
+    kinds = choices or {get_origin(hint) or hint}
+    if value is None:
+        return None if type(None) in kinds else "must not be null"
+    if isinstance(value, bool):
+        return None if bool in kinds else "must not be a boolean"
+    if isinstance(value, Mapping):
+        return None if dict in kinds else "must not be a mapping"
+    if isinstance(value, list | tuple):
+        return None if tuple in kinds else "must not be a list"
+    for kind, name in ((dict, "mapping of keys to values"), (tuple, "list, as in [1, 2]")):
+        if kind in kinds:
+            return f"must be a {name}"
+    return None
 
 
 def _all_keys(cls: type, prefix: str = "") -> list[str]:
@@ -297,7 +333,13 @@ def _decode(values: Mapping[str, Any], origin: Mapping[str, str]) -> Recipe:
         return draccus.decode(Recipe, values)
     except draccus.utils.DecodingError as error:
         path = ".".join(map(str, error.key_path))
-        where = f" (from {origin[path]})" if path in origin else ""
+        section = next((path for path in (path, path.rpartition(".")[0]) if path in origin), None)
+        where = f" (from {origin[section]})" if section else ""
         raise RecipeError(f"{path}{where}: {error.message}.") from error
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    except draccus.utils.ParsingError as error:
+        # Out of range: draccus hides what the section said. The keys that the message names tell where they are from.
+        message = str(error.__cause__ or error)
+        words = set(re.findall(r"\w+", message))
+        named = [path for path in origin if path.startswith(("train.", "model.")) and path.split(".")[1] in words]
+        where = "; ".join(f"{path} is from {origin[path]}" for path in named)
+        raise RecipeError(f"{message} ({where})" if where else message) from error

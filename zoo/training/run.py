@@ -54,16 +54,19 @@ def train(
       TrainingError: the loss is not finite.
     """
     folder = Path(folder)
-    spec = variant_spec(recipe)
     if recipe.variant.endswith(".py"):
-        recipe = dataclasses.replace(recipe, variant=str(Path(recipe.variant).resolve()))
-    _claim(folder, recipe, resume)
+        recipe = dataclasses.replace(recipe, variant=str(Path(recipe.variant).expanduser().resolve()))
+    _check_free(folder, recipe, resume)
     finished = read_result(folder)
     if finished is not None:
         return finished
+    spec = variant_spec(recipe)
     task = make_task(recipe, data_dir)
     functional = Functional(model_maker(recipe, task.info))
     task.prepare(progress=progress)
+    # Only now, so that a recipe that cannot run takes no directory.
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
     trainer = Trainer(recipe, task, functional, folder, resume=resume, progress=progress)
     try:
         trainer.run()
@@ -74,12 +77,10 @@ def train(
     return result
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Makes the run directory this recipe's, or says why it cannot be."""
+def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Says why the run directory cannot be this recipe's, if it holds a run that began."""
     path = folder / "recipe.yaml"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, recipe.to_yaml())
+    if not path.exists() or not (folder / "metrics.jsonl").exists():
         return
     if not resume:
         raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --run-dir.")
@@ -265,6 +266,11 @@ def evaluate_run(
 
 def default_run_dir(recipe: Recipe) -> Path:
     """runs/RECIPE/VARIANT-sSEED, below the working directory."""
-    name = Path(recipe.name).with_suffix("") if recipe.name else Path("recipe")
-    name = Path(name.name) if name.is_absolute() else name
-    return Path("runs", name, f"{Path(recipe.variant).stem}-s{recipe.train.seed}")
+    return Path("runs", recipe_path(recipe.name), f"{Path(recipe.variant).stem}-s{recipe.train.seed}")
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe's name as a folder below runs/: that of a file elsewhere is the file's name alone."""
+    path = Path(name or "recipe")
+    path = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
+    return Path(path.name) if path.is_absolute() or ".." in path.parts else path

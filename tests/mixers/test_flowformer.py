@@ -1,0 +1,137 @@
+"""The Flowformer layer; what every mixer must do is tested by the contract."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoo.mixers.flowformer import FLOWFORMER_LRA_LEGACY, Flowformer
+from zoo.registry import get, spec
+
+D, T = 8, 9
+
+
+@pytest.fixture(autouse=True)
+def light_compilation():
+    """Halves the time to compile; what is tested does not depend on XLA's optimisations."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def make(**options):
+    return Flowformer(D, num_heads=2, rngs=nnx.Rngs(0), **options)
+
+
+call = nnx.jit(lambda layer, x: layer(x))
+step = nnx.jit(lambda layer, x_t, state: layer.step(x_t, state))
+
+
+def values(length=T, seed=0):
+    return np.random.default_rng(seed).standard_normal((2, length, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_authors_layer(golden_dir, causal):
+    data = np.load(golden_dir / f"flow_attention{'_causal' if causal else ''}.npz")
+    meta = json.loads(str(data["meta"]))
+    layer = Flowformer(meta["d_model"], num_heads=meta["n_heads"], causal=causal, rngs=nnx.Rngs(0))
+    for name in ("query", "key", "value", "out"):
+        linear = getattr(layer.projections, name)
+        linear.kernel[...] = data[f"param/{name}_projection.weight"].T
+        linear.bias[...] = data[f"param/{name}_projection.bias"]
+    x, expected = data["in/queries"], data["out/y"]
+    np.testing.assert_array_equal(x, data["in/keys"])
+    y = call(layer, x)
+    assert np.abs(y - expected).max() / max(1, np.abs(expected).max()) <= 2e-6
+
+
+def test_lra_legacy():
+    """Against the formula written out: relu features, no clamp, the softmax over heads, times T; no biases."""
+    layer = make(d_head=3, **FLOWFORMER_LRA_LEGACY)
+    assert {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(layer, nnx.Param))} == {
+        f"projections/{name}/kernel" for name in ("query", "key", "value", "out")
+    }
+    x, eps = values().astype(np.float64), 1e-6
+    kernels = {name: np.asarray(getattr(layer.projections, name).kernel) for name in ("query", "key", "value", "out")}
+    q, k, v = ((x @ kernels[name]).reshape(2, T, 2, 3) for name in ("query", "key", "value"))
+    q, k = np.maximum(q, 0) + eps, np.maximum(k, 0) + eps
+    incoming = ((q + eps) * (k.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
+    outgoing = ((k + eps) * (q.sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
+    conserved_sink = ((q + eps) * ((k / outgoing).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
+    conserved_source = ((k + eps) * ((q / incoming).sum(1, keepdims=True) + eps)).sum(-1, keepdims=True)
+    competition = T * np.exp(conserved_source) / np.exp(conserved_source).sum(2, keepdims=True)
+    y = np.einsum("bthk,bshk,bshv->bthv", q / incoming, k, v * competition) / (1 + np.exp(-conserved_sink))
+    expected = y.reshape(2, T, -1) @ kernels["out"]
+    assert np.abs(call(layer, values()) - expected).max() / max(1, np.abs(expected).max()) <= 2e-6
+
+
+@pytest.mark.parametrize(
+    "options", [{"source_clamp": None}, {"feature_map": "relu"}, {"source_clamp": 0.5, "eps": 0.1}], ids=str
+)
+def test_options_reach_the_call_and_the_step(options):
+    plain, layer = make(causal=True), make(causal=True, **options)
+    x = values(length=4)
+    y = call(layer, x)
+    assert np.abs(y - call(plain, x)).max() > 1e-4
+    state = layer.init_state(2)
+    for t in range(4):
+        y_t, state = step(layer, x[:, t], state)
+        np.testing.assert_allclose(y_t, y[:, t], atol=2e-6)
+
+
+def test_dtypes_and_state():
+    layer = make(causal=True, dtype=jnp.bfloat16, chunk_size=4)
+    x = values()
+    y, state = nnx.jit(lambda layer, x: layer(x, return_state=True))(layer, x)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, layer.init_state(2))
+    y_t, state = step(layer, x[:, 0], state)
+    assert y_t.dtype == jnp.bfloat16
+    assert call(make(), x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert layer.projections.query.kernel.dtype == jnp.float32
+
+
+def test_dropout_is_on_the_output():
+    layer = make(dropout=0.5)
+    x = values()
+    y = np.asarray(layer(x, deterministic=True))
+    dropped = np.asarray(layer(x, rngs=nnx.Rngs(dropout=1)))
+    kept = dropped != 0
+    assert 0.3 < kept.mean() < 0.7
+    np.testing.assert_allclose(dropped[kept], 2 * y[kept], rtol=1e-6)
+    layer.eval()
+    np.testing.assert_array_equal(layer(x), y)
+
+
+def test_errors_say_what_is_wrong():
+    for options, message in (
+        ({"feature_map": "elu"}, "feature_map='elu'"),
+        ({"source_clamp": -1.0}, "source_clamp=-1.0"),
+        ({"causal": True, **FLOWFORMER_LRA_LEGACY}, "no causal form"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
+    layer = make()
+    with pytest.raises(ValueError, match=r"init_state needs causal=True"):
+        layer.init_state(2)
+    with pytest.raises(ValueError, match=r"step needs causal=True"):
+        layer.step(values()[:, 0], None)
+    for options in ({"return_state": True}, {"state": make(causal=True).init_state(2)}):
+        with pytest.raises(ValueError, match="causal=True"):
+            layer(values(), **options)
+
+
+def test_registered():
+    facts = spec("flowformer", "mixer")
+    assert get("flowformer") is Flowformer
+    assert facts.causal
+    assert facts.bidirectional
+    assert facts.padding_mask
+    assert facts.decode
+    assert not facts.fixed_length

@@ -1,0 +1,253 @@
+"""The one backbone: its parts by hand, and the ways to run it that must not change what it computes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoo import registry
+from zoo.encoder import Block, Encoder, EncoderConfig, make_mixer
+from zoo.functional import Functional, count_parameters
+from zoo.tasks.base import TaskInfo
+from zoo.training.build import model_maker
+from zoo.training.recipe import load_recipe
+
+CONFIG = EncoderConfig(d_model=8, num_layers=2, num_heads=2, d_ff=12, vocab_size=7, max_len=6)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(1, 7, (2, 6)))
+MASK = jnp.asarray([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], bool)
+
+# A generator that compiles in a tenth of the time of JAX's default.
+KEY = jax.random.key(1, impl="unsafe_rbg")
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+
+class Spy(nnx.Module):
+    """A mixer that keeps what it was made with and adds the sum over the sequence."""
+
+    def __init__(self, d_model, *, num_heads, max_len, dropout=0.0, width=1, rngs):
+        self.made_with = {"d_model": d_model, "num_heads": num_heads, "max_len": max_len, "dropout": dropout}
+        self.width = width
+        self.scale = nnx.Param(jnp.ones(d_model))
+
+    def __call__(self, x, *, mask=None, deterministic=None, rngs=None):
+        real = jnp.ones(x.shape[:2], bool) if mask is None else mask
+        return (jnp.where(real[..., None], x, 0) * self.scale[...]).sum(axis=1, keepdims=True) + 0 * x
+
+
+class Recorder(nnx.Module):
+    """A mixer that gives zeros and notes which of 64 coins its dropout stream shows."""
+
+    def __init__(self, seen, layer):
+        self.note = lambda coins: seen.append((layer, np.array(coins)))
+
+    def __call__(self, x, *, mask=None, deterministic=None, rngs=None):
+        self.note(jax.random.bernoulli(rngs.dropout(), shape=(64,)))
+        return 0 * x
+
+
+@pytest.fixture
+def spy():
+    registry.register_mixer("spy", title="Spy")(Spy)
+    yield "spy"
+    del registry._registered["spy"]
+
+
+def run_all(config):
+    """Parameters, loss, hidden vectors and gradients, with dropout."""
+    functional = Functional(lambda rngs: Encoder(config, rngs=rngs))
+    params, rest = functional.init(jax.random.key(0))
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            module = functional.module(params, rest)
+            y = module(TOKENS, mask=MASK, deterministic=False, rngs=nnx.Rngs(dropout=KEY))
+            return jnp.square(jnp.where(MASK[..., None], y, 0)).mean() + y[0, 0, 0], y
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, y), grads = run(params)
+    return params, loss, y, grads
+
+
+def stack(tree):
+    """The parameters of a loop as those of a scan."""
+    layers = tree["layers"]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[layers[str(i)] for i in range(len(layers))])
+    return {**tree, "layers": stacked}
+
+
+@pytest.fixture(scope="module")
+def loop():
+    return run_all(dataclasses.replace(CONFIG, dropout=0.2))
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (False, "full"), (True, "dots")])
+def test_scan_and_recomputation_change_nothing(scan, remat, loop):
+    params, loss, y, grads = run_all(dataclasses.replace(CONFIG, dropout=0.2, scan_layers=scan, remat=remat))
+    expected = [stack(tree) if scan else tree for tree in (loop[0], loop[3])]
+    jax.tree.map(np.testing.assert_array_equal, params, expected[0])
+    np.testing.assert_allclose(loss, loop[1], rtol=1e-5)
+    np.testing.assert_allclose(y, loop[2], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected[1])
+
+
+def test_every_layer_and_every_key_drops_others(spy):
+    """With one input everywhere and no mixing, what differs between layers and keys is the dropout."""
+    module = Encoder(dataclasses.replace(CONFIG, mixer=spy, dropout=0.5, num_layers=2, ffn="none"), rngs=nnx.Rngs(0))
+    seen = []
+    for layer, block in enumerate(module.layers):
+        block.mixer = Recorder(seen, layer)
+    for seed in (0, 0, 1):
+        module(TOKENS, deterministic=False, rngs=nnx.Rngs(dropout=seed))
+    first, again, other = [dict(seen[i : i + 2]) for i in (0, 2, 4)]
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    for one, two in ((first[0], first[1]), (first[0], other[0]), (first[1], other[1])):
+        assert 0.3 < (one != two).mean() < 0.7
+
+
+def test_train_and_eval_set_the_mode(spy):
+    module = Encoder(dataclasses.replace(CONFIG, mixer=spy, num_layers=1, dropout=0.5), rngs=nnx.Rngs(0))
+    module.eval()
+    quiet = module(TOKENS)
+    np.testing.assert_array_equal(quiet, module(TOKENS, deterministic=True))
+    module.train()
+    drawn = module(TOKENS, rngs=nnx.Rngs(dropout=0))
+    np.testing.assert_array_equal(drawn, module(TOKENS, deterministic=False, rngs=nnx.Rngs(dropout=0)))
+    assert float(abs(drawn - quiet).max()) > 0.1
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("ffn", ["mlp", "glu", "none"])
+def test_a_block_by_hand(norm, ffn, spy):
+    config = dataclasses.replace(CONFIG, mixer=spy, norm=norm, ffn=ffn, num_layers=1, positions="none")
+    block = Block(config, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 8)), jnp.float32)
+
+    def normal(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    def mix(x):
+        return np.where(MASK[..., None], x, 0).sum(1, keepdims=True) + 0 * x
+
+    expected = np.array(x, np.float64)
+    expected = expected + mix(normal(expected)) if norm == "pre" else normal(expected + mix(expected))
+    if ffn == "none":
+        assert block.ffn is None
+    elif norm == "pre":
+        expected = expected + block.ffn(jnp.asarray(normal(expected), jnp.float32))
+    else:
+        expected = normal(expected + np.array(block.ffn(jnp.asarray(expected, jnp.float32))))
+    np.testing.assert_allclose(block(x, mask=MASK), expected, atol=2e-5)
+    assert (block.ffn is not None and block.ffn.gate is not None) == (ffn == "glu")
+
+
+def test_only_pre_norm_has_a_norm_at_the_end(spy):
+    pre, post = (
+        Encoder(dataclasses.replace(CONFIG, mixer=spy, norm=norm, ffn="none", num_layers=1), rngs=nnx.Rngs(0))
+        for norm in ("pre", "post")
+    )
+    assert post.norm is None
+    hidden = np.array(pre(TOKENS))
+    np.testing.assert_allclose(hidden.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(hidden.std(-1), 1, atol=1e-3)
+
+
+def test_a_mixer_gets_what_it_takes_and_its_options_win(spy):
+    config = dataclasses.replace(CONFIG, mixer=spy, dropout=0.1, cls_token=True, mixer_options={"width": 3})
+    mixer = make_mixer(config, nnx.Rngs(0))
+    assert mixer.made_with == {"d_model": 8, "num_heads": 2, "max_len": 7, "dropout": 0.1}
+    assert mixer.width == 3
+    mixer = make_mixer(dataclasses.replace(config, mixer_options={"num_heads": 5}), nnx.Rngs(0))
+    assert mixer.made_with["num_heads"] == 5
+    assert make_mixer(CONFIG, nnx.Rngs(0)).projections.num_heads == 2
+
+
+def test_options_reach_the_shipped_mixers():
+    config = dataclasses.replace(
+        CONFIG, use_bias=False, kernel_init="torch", dropout=0.3, attention_dropout=0.1, causal=True, dtype="bfloat16"
+    )
+    mixer = make_mixer(config, nnx.Rngs(0))
+    assert mixer.projections.query.bias is None
+    assert (mixer.dropout.rate, mixer.attention_dropout.rate, mixer.causal) == (0.3, 0.1, True)
+    assert mixer.projections.query.dtype == jnp.bfloat16
+    assert float(abs(mixer.projections.query.kernel[...]).max()) <= 8**-0.5
+    assert make_mixer(dataclasses.replace(CONFIG, dropout=0.3), nnx.Rngs(0)).attention_dropout.rate == 0.3
+
+
+def test_the_past_does_not_see_the_future():
+    module = Encoder(dataclasses.replace(CONFIG, causal=True, num_layers=2), rngs=nnx.Rngs(0))
+    changed = TOKENS.at[:, 4].set(TOKENS[:, 4] % 6 + 1)
+    before, after = module(TOKENS), module(changed)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert float(abs(before[:, 4:] - after[:, 4:]).min(axis=-1).max()) > 1e-4
+
+
+def test_low_precision_computes_low_and_keeps_parameters_high():
+    config = dataclasses.replace(CONFIG, num_layers=1, cls_token=True)
+    low = Encoder(dataclasses.replace(config, dtype="bfloat16"), rngs=nnx.Rngs(0))
+    y, exact = low(TOKENS, mask=MASK), Encoder(config, rngs=nnx.Rngs(0))(TOKENS, mask=MASK)
+    assert y.dtype == jnp.bfloat16
+    assert y.shape == exact.shape == (2, 7, 8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(low))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
+    assert float(abs(y.astype(jnp.float32) - exact).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"d_model": 0}, ValueError, "d_model must be at least 1, got 0"),
+        ({"num_layers": 0}, ValueError, "num_layers must be at least 1"),
+        ({"d_ff": 0}, ValueError, "d_ff must be at least 1, or null for 4"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"attention_dropout": -0.1}, ValueError, r"attention_dropout must be in \[0, 1\)"),
+        ({"norm": "Pre"}, ValueError, "unknown norm 'Pre'; there are pre, post"),
+        ({"ffn": "swiglu"}, ValueError, "unknown ffn 'swiglu'; there are mlp, glu, none"),
+        ({"remat": "dot"}, ValueError, "unknown remat 'dot'; there are none, full, dots"),
+        ({"dtype": "float64"}, ValueError, "unknown dtype 'float64'; there are float32, bfloat16"),
+        ({"num_heads": 3}, ValueError, "d_model=8 is not divisible by num_heads=3"),
+        ({"mixer": "sofmax"}, registry.RegistryError, "no mixer named 'sofmax'. Did you mean softmax"),
+        ({"mixer_options": {"use_bais": 1}}, TypeError, "softmax has no option 'use_bais'. Did you mean use_bias"),
+        ({"mixer_options": {"d_model": 4}}, TypeError, "softmax has no option 'd_model'"),
+        ({"mixer": "nystromformer", "causal": True}, ValueError, "causal"),
+    ],
+)
+def test_wrong_settings_say_what_would_be_right(options, error, message):
+    with pytest.raises(error, match=message):
+        Encoder(dataclasses.replace(CONFIG, **options), rngs=nnx.Rngs(0))
+
+
+def test_a_mixer_that_sees_the_future_cannot_be_causal_by_silence(spy):
+    with pytest.raises(ValueError, match="spy has no option causal"):
+        make_mixer(dataclasses.replace(CONFIG, mixer=spy, causal=True), nnx.Rngs(0))
+
+
+def test_wrong_inputs_say_which_axis(spy):
+    module = Encoder(dataclasses.replace(CONFIG, mixer=spy, num_layers=1), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"mask must have the shape of inputs, \(2, 6\), got \(2, 5\)"):
+        module(TOKENS, mask=MASK[:, :5])
+    with pytest.raises(ValueError, match=r"axis 1 \(T\) of inputs is 7, more than max_len=6"):
+        module(jnp.ones((2, 7), int))
+
+
+def test_the_original_recipe_has_as_many_parameters_as_the_original():
+    # 4 layers, 512 wide, 8 heads, feed-forward 1024, no attention biases, 17 ids, CLS vector, head 512 -> 1024 -> 10.
+    info = TaskInfo(inputs="tokens", vocab_size=17, num_classes=10, max_len=2000)
+    functional = Functional(model_maker(load_recipe("lra/original/listops", variant="softmax"), info))
+    assert count_parameters(functional.abstract_params) == 8_948_746
+
+
+def test_the_small_recipe_has_as_many_parameters_as_its_shapes_say():
+    # Tables 17 x 64, 2048 x 64; 2 blocks of 4 projections, 2 norms, 64 -> 128 -> 64; a norm; head 64 -> 128 -> 10.
+    block = 4 * (64 * 64 + 64) + 2 * 2 * 64 + (64 * 128 + 128) + (128 * 64 + 64)
+    total = (17 + 2048) * 64 + 2 * block + 2 * 64 + (64 * 128 + 128) + (128 * 10 + 10)
+    info = TaskInfo(inputs="tokens", vocab_size=17, num_classes=10, max_len=2048)
+    for variant, more in (("softmax", 0), ("nystromformer", 2 * 2 * 35)):
+        functional = Functional(model_maker(load_recipe("lra/small/listops", variant=variant), info))
+        assert count_parameters(functional.abstract_params) == total + more

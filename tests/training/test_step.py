@@ -1,0 +1,150 @@
+"""One update and one evaluation, on a model of a dozen parameters."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from zoo.functional import Functional, count_parameters
+from zoo.tasks.base import ClassificationTask
+from zoo.training.optimizer import make_optimizer
+from zoo.training.recipe import TrainConfig
+from zoo.training.step import eval_params, init_state, make_eval_step, make_train_step
+
+CONFIG = TrainConfig(steps=10, batch_size=6, lr=0.1, schedule="constant")
+KEY = jax.random.key(3)
+
+
+class Bag(nnx.Module):
+    """Mean of token vectors, dropout, logits; counts its calls in a variable that is no parameter."""
+
+    def __init__(self, rate, rngs):
+        self.table = nnx.Embed(5, 4, rngs=rngs)
+        self.logits = nnx.Linear(4, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(rate)
+        self.calls = nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, inputs, *, mask, deterministic, rngs=None):
+        x = jnp.where(mask[..., None], self.table(inputs), 0).sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
+        if not deterministic:
+            self.calls[...] += 1
+        return self.logits(self.dropout(x, deterministic=deterministic, rngs=rngs))
+
+
+# The loss and metrics of every classification task, without data.
+TASK: Any = SimpleNamespace(sums=functools.partial(ClassificationTask.sums, None))  # pyright: ignore[reportArgumentType]
+
+
+def batch(seed=0, weight=(1, 1, 1, 1, 1, 1)):
+    draw = np.random.default_rng(seed)
+    mask = np.arange(5) < draw.integers(1, 6, 6)[:, None]
+    inputs = np.where(mask, draw.integers(1, 5, (6, 5)), 0)
+    label = draw.integers(0, 3, 6).astype(np.int32)
+    return {"inputs": inputs, "mask": mask, "label": label, "weight": np.array(weight, np.float32)}
+
+
+def make(config=CONFIG, rate=0.0):
+    functional = Functional(lambda rngs: Bag(rate, rngs))
+    optimizer = make_optimizer(config)
+    return functional, init_state(functional, optimizer, config), make_train_step(functional, TASK, optimizer, config)
+
+
+def cross_entropy(logits, data):
+    """Sum of -log p(label), and of right answers, in float64."""
+    logits = np.array(logits, np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    rows = np.arange(len(logits))
+    right = logits.argmax(-1) == data["label"]
+    return -(log_p[rows, data["label"]] * data["weight"]).sum(), (right * data["weight"]).sum()
+
+
+def test_sums_are_sums_over_the_real_rows():
+    functional, state, step = make()
+    data = batch(weight=(1, 1, 0, 1, 0, 1))
+    logits = functional.module(state["params"], state["rest"])(data["inputs"], mask=data["mask"], deterministic=True)
+    loss, right = cross_entropy(logits, data)
+    evaluated = make_eval_step(functional, TASK)(state["params"], state["rest"], data)
+    _, trained = step(state, data, KEY)
+    for sums in (evaluated, trained):
+        assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert (float(sums["accuracy"]), float(sums["weight"])) == (right, 4)
+
+
+def test_the_loss_falls_and_the_state_counts():
+    functional, state, step = make()
+    data, losses = batch(), []
+    for _ in range(20):
+        state, sums = step(state, data, KEY)
+        losses.append(float(sums["loss"]))
+    assert losses[-1] < losses[0] / 3
+    assert int(state["step"]) == 20
+    assert float(state["rest"]["calls"]) == 20
+    assert count_parameters(state["params"]) == count_parameters(functional.abstract_params) == 5 * 4 + 4 * 3 + 3
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    # Parts of different weight: the mean is over the batch, not the mean of the parts' means.
+    data = batch(weight=(1, 1, 1, 1, 0, 0))
+    results = []
+    for parts in (1, 2, 3):
+        _, state, step = make(dataclasses.replace(CONFIG, accumulate=parts, weight_decay=0.1))
+        for _ in range(3):
+            state, sums = step(state, data, KEY)
+        assert float(state["rest"].pop("calls")) == 3 * parts
+        results.append((state["params"], sums))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), results[0], other)
+
+
+def test_dropout_is_a_function_of_key_step_and_part():
+    _, state, step = make(rate=0.5)
+    copies = [jax.tree.map(jnp.copy, state) for _ in range(4)]
+    same, again, later, other = copies
+    later["step"] = later["step"] + 1
+    norms = [
+        float(step(start, batch(), key)[1]["grad_norm"])
+        for start, key in ((same, KEY), (again, KEY), (later, KEY), (other, jax.random.key(4)))
+    ]
+    assert norms[0] == norms[1]
+    assert len(set(norms)) == 3
+    # The same rows in both parts draw different masks.
+    _, state, halves = make(dataclasses.replace(CONFIG, accumulate=2), rate=0.5)
+    rows = {name: np.concatenate([value[:3], value[:3]]) for name, value in batch().items()}
+    _, sums = halves(state, rows, KEY)
+    _, state, single = make(rate=0.5)
+    _, first = single(state, {name: value[:3] for name, value in rows.items()}, KEY)
+    assert float(sums["loss"]) != pytest.approx(2 * float(first["loss"]), rel=1e-4)
+
+
+def test_the_moving_average_is_evaluated():
+    _, state, step = make(dataclasses.replace(CONFIG, ema=0.9))
+    average = jax.tree.map(np.array, state["params"])
+    for _ in range(3):
+        state, _ = step(state, batch(), KEY)
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * np.array(p), average, state["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), eval_params(state), average)
+    _, plain, _ = make()
+    assert eval_params(plain) is plain["params"]
+
+
+def test_clipping_bounds_the_update_and_the_logged_norm_is_before_it():
+    small = dataclasses.replace(CONFIG, clip=1e-3, eps=1.0, beta1=0.0, beta2=0.0)
+    _, state, step = make(small)
+    before = jax.tree.map(np.array, state["params"])
+    state, sums = step(state, batch(), KEY)
+    moved = jax.tree.map(lambda a, b: float(((np.array(b) - a) ** 2).sum()), before, state["params"])
+    # beta1 = beta2 = 0: the update is lr g / (|g| + 1), so at most lr times the clipped norm.
+    assert sum(jax.tree.leaves(moved)) ** 0.5 <= 0.1 * 1e-3
+    assert float(sums["grad_norm"]) > 0.01
+
+
+def test_equal_seeds_start_equal():
+    starts = [make(dataclasses.replace(CONFIG, seed=seed))[1]["params"] for seed in (0, 0, 1)]
+    jax.tree.map(np.testing.assert_array_equal, starts[0], starts[1])
+    assert float(abs(starts[0]["table"]["embedding"] - starts[2]["table"]["embedding"]).max()) > 0.1
