@@ -164,12 +164,14 @@ def _plot(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], pat
         axes[0].plot([index] * len(row["test_accuracy"]), [100 * score for score in row["test_accuracy"]], "k_", ms=14)
     for index, (name, value) in enumerate(results[0]["baselines"]["test"].items()):
         style = ["--", ":", "-."][index % 3]
-        axes[0].axhline(100 * value, color="0.35", linestyle=style, linewidth=1, label=name.replace("_", " "))
+        axes[0].axhline(100 * value, color="0.35", linestyle=style, linewidth=1)
+        right = {"transform": axes[0].get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": "x-small"}
+        box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+        axes[0].text(0.995, 100 * value, name.replace("_", " "), **right, bbox=box)
     axes[0].set_ylabel("test accuracy (%)")
-    axes[0].set_title("accuracy (mean; marks: seeds)")
+    axes[0].set_title("accuracy (marks: seeds; lines: no model)")
     axes[0].set_ylim(0, None)
-    axes[0].margins(y=0.25)
-    axes[0].legend(fontsize="small", loc="upper left", title="without a model", title_fontsize="small")
+    axes[0].margins(x=0.2)
     axes[1].bar(names, [row["steps_per_second"] or 0 for row in rows], color=colors, alpha=0.7)
     axes[1].set_ylabel("training steps / s")
     axes[1].set_title("speed")

@@ -21,7 +21,7 @@ def light_compilation():
     """Sets `OPTIONS` for the tests of this folder. The cache is in $ZOO_XLA_CACHE; if that is empty, there is none."""
     before = {name: jax.config.values[name] for name in OPTIONS}
     for name, value in OPTIONS.items():
-        jax.config.update(name, value or before[name])
+        jax.config.update(name, before[name] if value == "" else value)
     # Programs compiled earlier in the session have settled whether there is a cache.
     compilation_cache.reset_cache()
     yield

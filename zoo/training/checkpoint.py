@@ -1,5 +1,7 @@
 """Checkpoints by Orbax: state, data position and bookkeeping in one atomic step, the last and the best kept apart."""
 
+import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ class Checkpoints:
 
     Args:
       folder: is made if missing.
-      keep: how many of the newest stay.
+      keep: how many of the newest stay; None for all, until `keep_only`.
     """
 
-    def __init__(self, folder: Path, *, keep: int):
+    def __init__(self, folder: Path, *, keep: int | None):
         self.folder = Path(folder).resolve()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
@@ -46,8 +48,14 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        # Orbax writes the bookkeeping in the background, when the run may have changed it.
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(copy.deepcopy(meta)))
         self._manager.save(step, args=args, force=True)
+
+    def keep_only(self, steps: Collection[int]) -> None:
+        """Deletes all other steps."""
+        for step in set(self._manager.all_steps()) - set(steps):
+            self._manager.delete(step)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -74,15 +82,33 @@ class Checkpoints:
         def abstract_leaf(leaf):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
 
-        abstract = jax.tree.map(abstract_leaf, like)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError) as error:
+        # Asked first: an Orbax restore that fails half-way leaves reads behind, which fail later and elsewhere.
+        if misfits := self._misfits(like, step):
+            more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(step)} does not fit this model; was it made by another recipe or "
-                f"another version? ({error})"
-            ) from error
+                f"the checkpoint {self.folder / str(step)} does not fit this model: {'; '.join(misfits[:3])}{more}. "
+                "Was it made by another recipe or another version?"
+            )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract_leaf, like)))
+        return self._manager.restore(step, args=args)["state"]
+
+    def _misfits(self, like: PyTree, step: int) -> list[str]:
+        """The arrays in which a checkpoint and `like` differ, with both shapes."""
+        try:
+            saved = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+        except (ValueError, KeyError, OSError) as error:
+            raise CheckpointError(f"the checkpoint {self.folder / str(step)} cannot be read: {error}") from error
+        here = {
+            jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape)
+            for path, leaf in jax.tree.leaves_with_path(like)
+        }
+        there = {leaf.name: tuple(leaf.shape) for leaf in jax.tree.leaves(saved)}
+        return [
+            f"{name} is {list(there[name]) if name in there else 'missing'} there, "
+            f"{list(here[name]) if name in here else 'missing'} here"
+            for name in sorted(here.keys() | there.keys())
+            if here.get(name) != there.get(name)
+        ]
 
     def _pick(self, step: int | None) -> int:
         step = self.latest() if step is None else step

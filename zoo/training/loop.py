@@ -69,8 +69,9 @@ class Trainer:
         self.timed_steps = 0
         # Bookkeeping that a resumed run must continue; it is saved in every checkpoint.
         self.meta: dict[str, Any] = {"window": {}, "best": None, "validation": {}, "log_bytes": 0}
+        self.named_best: dict[str, Any] | None = None  # in the newest checkpoint that is whole
         self.last = Checkpoints(folder / "checkpoints" / "last", keep=2)
-        self.best = Checkpoints(folder / "checkpoints" / "best", keep=1)
+        self.best = Checkpoints(folder / "checkpoints" / "best", keep=None)
         self.batches = self._make_batches()
         if resume and self.last.latest() is not None:
             self._restore()
@@ -108,7 +109,7 @@ class Trainer:
                 if self._saves(step):
                     self._save(step)
             self.last.wait()
-            self.best.wait()
+            self._prune_best()
 
     def test(self, state: Any) -> dict[str, dict[str, float]]:
         """Validation and test metrics of the evaluated parameters in `state`."""
@@ -202,16 +203,27 @@ class Trainer:
             self.best.save(step, state, {"validation": metrics})
 
     def _save(self, step: int) -> None:
-        # The best one first: bookkeeping never names a checkpoint that is not on disk.
+        # The best one first, and older ones go last: bookkeeping never names a checkpoint that is not on disk.
         self.best.wait()
+        self.last.wait()
+        self._prune_best(self.named_best)
         self.meta["log_bytes"] = self.log.position()
         self.last.save(step, self.state, {**self.meta, "data": self.batches.get_state()})
+        self.named_best = self.meta["best"]
 
     def _restore(self) -> None:
         step, meta = self.last.meta()
         self.state = self.last.restore(self.state, step)
         self.batches.set_state(meta.pop("data"))
         self.meta = meta
+        self.named_best = meta["best"]
+        # Those of steps that are about to be repeated: on another device they may come out otherwise.
+        self._prune_best()
+
+    def _prune_best(self, *others: dict[str, Any] | None) -> None:
+        """Deletes all best checkpoints but the current one and `others`."""
+        self.best.wait()
+        self.best.keep_only({best["step"] for best in (self.meta["best"], *others) if best is not None})
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.config.steps or (every > 0 and step % every == 0)
