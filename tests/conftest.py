@@ -64,17 +64,19 @@ def toy_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def toy(toy_path):
-    """The class of the task `toy`, registered while a module's tests run."""
+    """Registers the task `toy` and the mixer `toy_mean` while a module's tests run; the class of the task."""
     from zoo import registry
 
     if "zoo_toy" not in sys.modules:
         found = importlib.util.spec_from_file_location("zoo_toy", toy_path / "zoo_toy.py")
-        sys.modules["zoo_toy"] = importlib.util.module_from_spec(found)
-        found.loader.exec_module(sys.modules["zoo_toy"])
-    cls = sys.modules["zoo_toy"].Toy
-    registry.register_task("toy", title="First token modulo 3", inputs=("tokens",))(cls)
-    yield cls
-    del registry._registered["toy"]
+        sys.modules["zoo_toy"] = module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        module.registered = {name: registry._registered[name] for name in ("toy", "toy_mean")}
+    module = sys.modules["zoo_toy"]
+    registry._registered.update(module.registered)
+    yield module.Toy
+    for name in module.registered:
+        del registry._registered[name]
 
 
 @pytest.fixture

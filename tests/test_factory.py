@@ -6,9 +6,8 @@ import pytest
 from flax import nnx
 
 import zoo
-from zoo.factory import option_names
 from zoo.mixers.softmax import Softmax
-from zoo.registry import RegistryError
+from zoo.registry import RegistryError, option_names
 
 SMALL = {"num_classes": 3, "vocab_size": 11, "d_model": 8, "num_layers": 1, "num_heads": 2, "max_len": 6}
 

@@ -169,6 +169,19 @@ def test_whole_models():
     np.testing.assert_allclose(logits, model(tokens, mask=MASK, deterministic=True), atol=1e-5)
 
 
+def test_linen_takes_the_parameters_of_the_plain_functions():
+    config = zoo.EncoderConfig(vocab_size=11, d_model=D, num_layers=2, num_heads=2, max_len=T)
+    init, apply = zoo.init_apply(zoo.SequenceClassifier, config, num_classes=3)
+    module = zoo.to_linen(zoo.SequenceClassifier, config, num_classes=3)
+    params = init(jax.random.key(0))
+    tokens = np.arange(B * T).reshape(B, T) % 11
+    made = module.init(jax.random.key(0), tokens)["params"]
+    assert set(made["encoder"]["layers"]) == {"0", "1"}
+    assert jax.tree.structure(made) == jax.tree.structure(params)
+    logits = module.apply({"params": params}, tokens, deterministic=True)
+    np.testing.assert_allclose(logits, apply(params, tokens), atol=1e-5)
+
+
 @pytest.mark.parametrize("door", [zoo.init_apply, zoo.to_linen])
 def test_errors(door):
     with pytest.raises(RegistryError, match="Did you mean softmax"):

@@ -28,7 +28,7 @@ _EXPORTS = {
     "spec": "zoo.registry",
     "to_linen": "zoo.interop",
 }
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = ["__version__", *sorted(_EXPORTS)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from zoo.encoder import Encoder as Encoder

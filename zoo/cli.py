@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     data_dir.add_argument("--data-dir", type=Path, help="where data lives (default: $ZOO_DATA or ~/.cache/zoo)")
     recipe = argparse.ArgumentParser(add_help=False)
     recipe.add_argument("recipe", help="a shipped recipe (`zoo list --kind recipe`) or a YAML file")
-    recipe.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-3"
-    )
+    recipe.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-3")
 
     command("doctor", _doctor, "Show versions, devices, data and what to type next.", [data_dir])
 

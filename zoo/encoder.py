@@ -255,7 +255,7 @@ class Encoder(nnx.Module):
     def _run_layers(self, x, mask, deterministic, key):
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)
-        blocks = [self.layers] if config.scan_layers else list(self.layers)
+        blocks: list[Any] = [self.layers] if isinstance(self.layers, Block) else list(self.layers)
         graph = nnx.graphdef(blocks[0])
 
         def run(state, x, key):

@@ -63,8 +63,8 @@ def _classifier(name: str, options: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
 
     groups = {
         "encoder": [field.name for field in dataclasses.fields(EncoderConfig) if field.name != "mixer"],
-        "classifier": [option for option in option_names(SequenceClassifier) if option != "config"],
-        "mixer": [option for option in option_names(registry.get(name, "mixer")) if option != "d_model"],
+        "classifier": [option for option in registry.option_names(SequenceClassifier) if option != "config"],
+        "mixer": [option for option in registry.option_names(registry.get(name, "mixer")) if option != "d_model"],
     }
     _reject_unknown(f"A {name} classifier", options, [option for group in groups.values() for option in group])
     taken: dict[str, dict[str, Any]] = {group: {} for group in groups}
@@ -78,25 +78,10 @@ def _classifier(name: str, options: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
     return SequenceClassifier(config, **taken["classifier"], rngs=rngs)
 
 
-def option_names(function: Callable[..., Any]) -> list[str]:
-    """The arguments of a function or constructor that may be given by name, without `rngs`."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [
-        parameter.name for parameter in _parameters(function) if parameter.kind in kinds and parameter.name != "rngs"
-    ]
-
-
 def check_options(name: str, function: Callable[..., Any], options: Iterable[str]) -> None:
     """Raises the TypeError that names the nearest argument where `function` (called `name`) lacks one of `options`."""
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in _parameters(function)):
-        _reject_unknown(name, options, option_names(function))
-
-
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    # The signature of an NNX class itself is that of Flax's metaclass, (*args, **kwargs).
-    if isinstance(function, type):
-        return list(inspect.signature(function.__init__).parameters.values())[1:]
-    return list(inspect.signature(function).parameters.values())
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in registry.parameters(function)):
+        _reject_unknown(name, options, registry.option_names(function))
 
 
 def _reject_unknown(what: str, options: Iterable[str], known: list[str]) -> None:

@@ -8,6 +8,7 @@ import jax
 from flax import linen, nnx
 
 from zoo import factory, registry
+from zoo.functional import Functional
 
 Target = str | Callable[..., nnx.Module]
 
@@ -44,7 +45,19 @@ def to_linen(target: Target, *args: Any, linen_name: str | None = None, **option
 
 
 class ZooLinen(nnx.bridge.ToLinen):
-    """Flax's `ToLinen`, handing Linen's `dropout` stream to calls that take `rngs`. See `to_linen`."""
+    """Flax's `ToLinen`, which hands Linen's `dropout` stream to calls that take `rngs`. See `to_linen`.
+
+    List positions are strings in the variables, as everywhere in Linen and in `init_apply`, and numbers in NNX.
+    """
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The variables of this module, as NNX wants them."""
+        return _map_keys(super().variables, lambda key: int(key) if isinstance(key, str) and key.isdigit() else key)
+
+    def put_variable(self, col: str, name: str, value: Any) -> None:
+        """Stores a variable, or a nested dict of them, as Linen wants it."""
+        super().put_variable(col, str(name), _map_keys(value, str))
 
     def __call__(self, *args: Any, nnx_method: Callable[..., Any] | str | None = None, **kwargs: Any) -> Any:
         method = nnx_method or "__call__"
@@ -68,8 +81,8 @@ def init_apply(target: Target, *args: Any, **options: Any) -> tuple[Callable[...
         y = apply(params, x, mask=mask, dropout_key=jax.random.key(1))
 
     `init(key, *, return_variables=False)` gives the parameters, the same as those of the module made with
-    `rngs=nnx.Rngs(key)`. Variables that are no parameters (fixed tables, running statistics) come as a second dict with
-    `return_variables=True`, and a module that has any wants them back in `apply`.
+    `rngs=nnx.Rngs(key)`; all keys are strings. Variables that are no parameters (fixed tables, running statistics) come
+    as a second dict with `return_variables=True`, and a module that has any wants them back in `apply`.
 
     `apply(params, *args, method="__call__", variables=None, return_variables=False, dropout_key=None,
     deterministic=None, **kwargs)` calls the module's `method` with `args` and `kwargs` (such as `mask` and `state`).
@@ -86,17 +99,13 @@ def init_apply(target: Target, *args: Any, **options: Any) -> tuple[Callable[...
       TypeError: the constructor has no such option.
     """
     make = _constructor(target, options)
-
-    def build(key: jax.Array) -> nnx.Module:
-        return make(*args, **options, rngs=nnx.Rngs(key))
-
-    abstract = nnx.eval_shape(lambda: build(jax.random.key(0)))
-    graph, params_like, rest_like = nnx.split(abstract, nnx.Param, ...)
+    functional = Functional(lambda rngs: make(*args, **options, rngs=rngs))
+    expected = functional.abstract_params
+    expected_rest = functional.rest(functional.module(expected, {}))
 
     def init(key: jax.Array, *, return_variables: bool = False) -> Any:
-        _, params, rest = nnx.split(build(key), nnx.Param, ...)
-        params = nnx.to_pure_dict(params)
-        return (params, nnx.to_pure_dict(rest)) if return_variables else params
+        params, rest = functional.init(key)
+        return (params, rest) if return_variables else params
 
     def apply(
         params: Mapping[str, Any],
@@ -108,9 +117,10 @@ def init_apply(target: Target, *args: Any, **options: Any) -> tuple[Callable[...
         deterministic: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        states = _fill(params_like, params, "params"), _fill(rest_like, variables or {}, "variables")
-        # A copy, so that variables belong to the trace that uses them (flax: TraceContextError otherwise).
-        module = nnx.merge(graph, *states, copy=True)
+        variables = variables or {}
+        _check_structure("params", params, expected)
+        _check_structure("variables", variables, expected_rest)
+        module = functional.module(params, variables)
         function = getattr(module, method)
         accepted = inspect.signature(function).parameters
         if "deterministic" in accepted:
@@ -122,7 +132,7 @@ def init_apply(target: Target, *args: Any, **options: Any) -> tuple[Callable[...
         result = function(*args, **kwargs)
         if not return_variables:
             return result
-        return result, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+        return result, functional.rest(module)
 
     return init, apply
 
@@ -138,19 +148,22 @@ def _constructor(target: Target, options: Mapping[str, Any]) -> Callable[..., nn
     return cls
 
 
-def _fill(like: Any, values: Mapping[str, Any], what: str) -> Any:
-    """The NNX state `like` with the arrays of `values`."""
-    expected = nnx.to_pure_dict(like)
-    if jax.tree.structure(values) != jax.tree.structure(expected):
-        paths = [
-            {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)}
-            for tree in (expected, values)
-        ]
-        hint = " Get them by init(key, return_variables=True)." if what == "variables" else ""
-        raise ValueError(
-            f"{what} do not fit the module: missing {sorted(paths[0] - paths[1])}, unexpected "
-            f"{sorted(paths[1] - paths[0])}.{hint}"
-        )
-    state = jax.tree.map(lambda leaf: leaf, like)
-    nnx.replace_by_pure_dict(state, dict(values))
-    return state
+def _map_keys(tree: Any, change: Callable[[Any], Any]) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {change(key): _map_keys(value, change) for key, value in tree.items()}
+
+
+def _check_structure(what: str, values: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    if jax.tree.structure(values) == jax.tree.structure(expected):
+        return
+    wanted, given = _paths(expected), _paths(values)
+    hint = " Get them by init(key, return_variables=True)." if what == "variables" else ""
+    raise ValueError(
+        f"{what} do not fit the module: missing {sorted(wanted - given)}, unexpected {sorted(given - wanted)}.{hint}"
+    )
+
+
+def _paths(tree: Mapping[str, Any]) -> set[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}

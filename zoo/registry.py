@@ -235,12 +235,18 @@ def get(name: str, kind: Kind | None = None) -> type[Any]:
     return _registered[name][1]
 
 
-def option_names(cls: type) -> list[str]:
-    """What a registered class takes by keyword, besides `d_model` and `rngs`."""
+def parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function, or of a class's constructor without `self`."""
     # The signature of an NNX class itself is that of Flax's metaclass, (*args, **kwargs).
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [word.name for word in parameters if word.kind in named and word.name not in ("d_model", "rngs")]
+    if isinstance(function, type):
+        return list(inspect.signature(function.__init__).parameters.values())[1:]
+    return list(inspect.signature(function).parameters.values())
+
+
+def option_names(function: Callable[..., Any]) -> list[str]:
+    """The arguments of a function or constructor that may be given by name, without `rngs`."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [word.name for word in parameters(function) if word.kind in kinds and word.name != "rngs"]
 
 
 def load_file(path: str | Path) -> Spec:

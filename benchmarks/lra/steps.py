@@ -2,9 +2,9 @@
 
     python benchmarks/lra/steps.py --json benchmarks/lra/results/listops_steps_cpu.json
 
-One process, one variant after another, the same batch for all: real expressions where the data set is prepared, random
-tokens of the same lengths otherwise (the step's time does not depend on which). The first step is a warm-up, compilation
-is timed apart, the figure is the median of the others, and the ratio is to softmax attention in the same run.
+One process, one variant after another, the same batch for all: real expressions where the data set is prepared,
+random tokens of the same lengths otherwise (the step's time does not depend on which). The first step is a warm-up,
+compilation is timed apart, the figure is the median of the others, and the ratio is to softmax in the same run.
 """
 
 import argparse
@@ -79,8 +79,9 @@ def time_step(recipe: Recipe, batch: dict[str, np.ndarray], repeats: int) -> dic
 def to_markdown(protocols: dict[str, list[dict]], about: dict) -> str:
     """The tables of all protocols."""
     lines = [
-        f"On {about['device']} ({about['processor']}), Python {about['python']}, jax {about['jax']}, flax {about['flax']}, "
-        f"zoo {about['zoo']} at {about['commit']}, {about['date']}. Median of {about['repeats']} steps after one warm-up."
+        f"On {about['device']} ({about['processor']}), Python {about['python']}, jax {about['jax']}, "
+        f"flax {about['flax']}, zoo {about['zoo']} at {about['commit']}, {about['date']}. "
+        f"Median of {about['repeats']} steps after one warm-up."
     ]
     for protocol, rows in protocols.items():
         base = next((row["step_seconds"] for row in rows if row["variant"] == "softmax"), None)
@@ -95,8 +96,8 @@ def to_markdown(protocols: dict[str, list[dict]], about: dict) -> str:
         for row in rows:
             ratio = "-" if base is None else f"{base / row['step_seconds']:.2f}x"
             lines.append(
-                f"| {row['variant']} | {row['num_layers']} | {row['parameters']:,} | {row['step_seconds']:.3f} | {ratio} "
-                f"| {row['step_bytes'] / 1e6:,.0f} | {row['compile_seconds']:.1f} |"
+                f"| {row['variant']} | {row['num_layers']} | {row['parameters']:,} | {row['step_seconds']:.3f} "
+                f"| {ratio} | {row['step_bytes'] / 1e6:,.0f} | {row['compile_seconds']:.1f} |"
             )
     return "\n".join(lines)
 
@@ -107,9 +108,7 @@ def main() -> None:
     parser.add_argument("--variants", help="comma separated (default: all mixers)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here, and a .md beside it")
-    parser.add_argument(
-        "--same-shape", action="store_true", help="leave out a recipe's own settings for a variant: equal layers and heads"
-    )
+    parser.add_argument("--same-shape", action="store_true", help="the same layers and heads for all variants")
     args = parser.parse_args()
     variants = args.variants.split(",") if args.variants else [spec.name for spec in registry.list_specs(kind="mixer")]
     protocols: dict[str, list[dict]] = {}
@@ -123,7 +122,7 @@ def main() -> None:
             batch, origin = batch_of(recipe)
             row = {**time_step(recipe, batch, args.repeats), "batch_from": origin}
             protocols.setdefault(protocol, []).append(row)
-            print(f"{protocol} {variant}: {row['step_seconds']:.3f} s/step, compile {row['compile_seconds']:.1f} s", flush=True)
+            print(f"{protocol} {variant}: {row['step_seconds']:.3f} s/step", flush=True)
     about = {**environment(), "repeats": args.repeats}
     table = to_markdown(protocols, about)
     print(table)

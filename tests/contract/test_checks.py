@@ -224,3 +224,13 @@ def test_checks_follow_the_facts():
     assert case.lengths == (9,)
     assert case.x().shape == (3, 9, 16)
     assert np.isfinite(case.x()).all()
+
+
+def test_check_mixer_names_the_case_and_the_check(monkeypatch):
+    monkeypatch.setattr(testing, "cases", lambda name: [testing.Case(SPEC, OneOff, causal=True)])
+    only = {"implementations": testing.checks(testing.Case(SPEC, OneOff, causal=True))["implementations"]}
+    monkeypatch.setattr(testing, "checks", lambda case: only)
+    with pytest.raises(
+        AssertionError, match=r"average-causal, implementations: implementation='loop' against reference"
+    ):
+        testing.check_mixer("average")

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -234,6 +235,30 @@ def test_what_a_variant_cannot_do():
         make("options.d_model=3")
     with pytest.raises(RegistryError, match=r"There is no file .*gone\.py"):
         make(variant="gone.py")
+
+
+class Whole(nnx.Module):
+    """A registered model: it gets what it names of the recipe's model section and of the task."""
+
+    def __init__(self, d_model, vocab_size, num_classes, *, max_len, dropout, depth=1, rngs):
+        self.made_with = (d_model, vocab_size, num_classes, max_len, dropout, depth)
+
+
+@pytest.fixture
+def whole():
+    registry.register_model("whole", title="Whole", inputs=("tokens",), causal=True)(Whole)
+    yield "whole"
+    del registry._registered["whole"]
+
+
+def test_a_whole_model_gets_what_it_names(whole):
+    info = TaskInfo(inputs="tokens", vocab_size=5, num_classes=2, max_len=8)
+    recipe = load_recipe(SMOKE, ["model.d_model=24", "model.dropout=0.2", "options.depth=3"], variant=whole)
+    assert model_maker(recipe, info)(nnx.Rngs(0)).made_with == (24, 5, 2, 8, 0.2, 3)
+    with pytest.raises(RecipeError, match=r"whole reads tokens; lra/listops has scalars"):
+        model_maker(recipe, dataclasses.replace(info, inputs="scalars"))
+    with pytest.raises(RecipeError, match=r"options\.deep: whole has no such option\. Did you mean depth"):
+        model_maker(load_recipe(SMOKE, ["options.deep=3"], variant=whole), info)
 
 
 def test_a_task_or_source_that_is_not_there():

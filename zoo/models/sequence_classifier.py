@@ -41,7 +41,7 @@ class SequenceClassifier(nnx.Module):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         if pooling == "cls" and config.causal:
             raise ValueError("pooling='cls' in a causal encoder sees no token: use 'last' or 'mean'.")
-        self.pooling = pooling
+        self.pooling: Pooling = pooling
         config = dataclasses.replace(config, cls_token=pooling == "cls")
         self.encoder = Encoder(config, rngs=rngs)
 

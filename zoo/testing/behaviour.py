@@ -26,11 +26,11 @@ def check_shapes_and_dtypes(case: Case) -> None:
     assert asked.dtype == jnp.bfloat16, f"dtype=bfloat16 gave {asked.dtype}"
     error = np.sqrt(np.mean((np.asarray(asked, np.float32) - y) ** 2) / np.mean(y**2))
     assert error < 0.25, f"dtype=bfloat16: relative error {error:.2f} at T={case.lengths[-1]}"
-    half = jax.eval_shape(lambda: leaves_of_dtype(case, jnp.bfloat16))
+    half = jax.eval_shape(lambda: _params_of_dtype(case, jnp.bfloat16))
     assert all(leaf.dtype == jnp.bfloat16 for leaf in half), "param_dtype=bfloat16 left parameters in another dtype"
 
 
-def leaves_of_dtype(case: Case, dtype: Any) -> list[jax.Array]:
+def _params_of_dtype(case: Case, dtype: Any) -> list[jax.Array]:
     """The parameters of the mixer made with `param_dtype`."""
     from zoo.interop import init_apply
 
@@ -156,7 +156,7 @@ def check_step(case: Case) -> None:
     x = case.x()
     apply = case.apply()
     state = apply(case.params, BATCH, method="init_state")
-    for path, leaf in leaves_with_dtype(state).items():
+    for path, leaf in _leaves_as_they_are(state).items():
         assert leaf.shape[:1] == (BATCH,), f"state{path}: the first axis of {leaf.shape} is not the batch"
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
         assert not floating or leaf.dtype == jnp.float32, f"state{path}: {leaf.dtype}, not float32"
@@ -172,7 +172,7 @@ def check_step(case: Case) -> None:
     assert_close(decode(case.params, state), case.run(case.params, x), "step by step against the whole", 2e-5)
 
 
-def leaves_with_dtype(tree: Any) -> dict[str, jax.Array]:
+def _leaves_as_they_are(tree: Any) -> dict[str, jax.Array]:
     """Leaves by path, as they are."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return {" at " + jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}

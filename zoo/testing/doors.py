@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from zoo.functional import pure_dict
 from zoo.interop import to_linen
 from zoo.testing.case import Case, assert_close
 
@@ -29,9 +30,7 @@ def check_plain_functions(case: Case) -> None:
     module = case.cls(**case.options, rngs=nnx.Rngs(jax.random.key(0)))
     module.eval()
     params = case.init(jax.random.key(0))
-    assert_close(
-        params, nnx.to_pure_dict(nnx.state(module, nnx.Param)), "parameters of init against the module's", 2e-6
-    )
+    assert_close(params, pure_dict(nnx.state(module, nnx.Param)), "parameters of init against the module's", 2e-6)
     assert_close(case.run(params, x), module(x), "apply against the module")
 
 
@@ -41,7 +40,9 @@ def check_linen(case: Case) -> None:
     options = dict(case.options)
     module = to_linen(case.cls, options.pop("d_model"), **options, dropout=0.5)
     made = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
-    assert sorted(leaves_shapes(made)) == sorted(leaves_shapes(case.params)), "Linen's parameters have other paths"
+    assert sorted(_paths_and_shapes(made)) == sorted(_paths_and_shapes(case.params)), (
+        "Linen's parameters have other paths"
+    )
     variables = {"params": case.params}
     quiet = jax.jit(lambda variables, x: module.apply(variables, x, deterministic=True))
     assert_close(quiet(variables, x), case.run(case.params, x), "Linen against NNX", 2e-6)
@@ -51,7 +52,7 @@ def check_linen(case: Case) -> None:
     assert not np.allclose(first, other), "Linen: dropout does not depend on the stream"
 
 
-def leaves_shapes(tree: object) -> list[tuple[str, tuple[int, ...]]]:
+def _paths_and_shapes(tree: object) -> list[tuple[str, tuple[int, ...]]]:
     """Paths and shapes."""
     found = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape) for path, leaf in found]

@@ -52,7 +52,8 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
     spec = variant_spec(recipe)
     model = recipe.model
     cls = registry.get(spec.name)
-    known = registry.option_names(cls)
+    accepted = registry.option_names(cls)
+    known = [name for name in accepted if name != "d_model"]
     for option in recipe.options:
         if option not in known:
             hint = registry.did_you_mean(option, known)
@@ -61,7 +62,7 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
         if info.inputs not in spec.inputs:
             raise RecipeError(f"{spec.name} reads {' or '.join(spec.inputs)}; {recipe.task.name} has {info.inputs}.")
         offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
-        arguments = {name: value for name, value in offered.items() if name in known} | recipe.options
+        arguments = {name: value for name, value in offered.items() if name in accepted} | recipe.options
         return lambda rngs: cls(**arguments, rngs=rngs)
     body = {field.name: getattr(model, field.name) for field in dataclasses.fields(BodyConfig)}
     config = EncoderConfig(

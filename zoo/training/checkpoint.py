@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from zoo.typing import PyTree
@@ -95,7 +96,7 @@ class Checkpoints:
     def _misfits(self, like: PyTree, step: int) -> list[str]:
         """The arrays in which a checkpoint and `like` differ, with both shapes."""
         try:
-            saved = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+            saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder) / str(step) / "state").tree
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(f"the checkpoint {self.folder / str(step)} cannot be read: {error}") from error
         here = {

@@ -95,7 +95,7 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, folder: Path, recipe: Recipe):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("train.wandb needs wandb: pip install 'seqzoo[wandb]'.") from error
         self._run = wandb.init(project=recipe.train.wandb, dir=str(folder), config=recipe.to_dict(), resume="allow")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.data.pipeline import eval_batches, train_batches
@@ -179,7 +180,7 @@ class Trainer:
             weight, steps = window.pop("weight"), window.pop("steps")
             grad_norm = window.pop("grad_norm") / steps
             metrics = {name: total / weight for name, total in window.items()}
-            metrics |= {"grad_norm": grad_norm, "lr": float(self.learning_rate(step - 1))}
+            metrics |= {"grad_norm": grad_norm, "lr": float(jnp.asarray(self.learning_rate(step - 1)))}
             self.meta["window"] = {}
             self.log.write(step, "train", metrics)
             self.console.metrics(step, "train", metrics)

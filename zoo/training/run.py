@@ -87,7 +87,8 @@ def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
     held = load_recipe(path)
     ours, theirs = recipe.to_dict(), held.to_dict()
     for ignored in ("name", "published"):
-        ours.pop(ignored), theirs.pop(ignored)
+        ours.pop(ignored)
+        theirs.pop(ignored)
     if ours != theirs:
         differing = sorted(_differences(theirs, ours))
         raise RunError(f"{folder} holds a run of another recipe; these differ: {', '.join(differing)}.")
