@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+TOY: dict[str, Any] = {}
 XLA_CACHE = os.environ.get("ZOO_XLA_CACHE", str(Path.home() / ".cache" / "zoo" / "xla_tests"))
 GOLDEN = REPO / "tests" / "golden"
 
@@ -68,14 +70,13 @@ def toy(toy_path):
     from zoo import registry
 
     if "zoo_toy" not in sys.modules:
-        found = importlib.util.spec_from_file_location("zoo_toy", toy_path / "zoo_toy.py")
+        found: Any = importlib.util.spec_from_file_location("zoo_toy", toy_path / "zoo_toy.py")
         sys.modules["zoo_toy"] = module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
-        module.registered = {name: registry._registered[name] for name in ("toy", "toy_mean")}
-    module = sys.modules["zoo_toy"]
-    registry._registered.update(module.registered)
-    yield module.Toy
-    for name in module.registered:
+        TOY.update({name: registry._registered[name] for name in ("toy", "toy_mean")})
+    registry._registered.update(TOY)
+    yield TOY["toy"][1]
+    for name in TOY:
         del registry._registered[name]
 
 

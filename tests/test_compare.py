@@ -64,7 +64,7 @@ def test_two_variants_give_a_table_a_file_and_a_plot(recipe, tmp_path, capfd):
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 1
 
 
-def result(variant, seed, accuracy, speed=10.0, select="best"):
+def result(variant, seed, accuracy, speed: float | None = 10.0, select="best"):
     split = {"accuracy": accuracy, "loss": 1.0, "examples": 29.0}
     return {
         "task": "toy", "source": "last", "protocol": "", "variant": variant, "seed": seed, "select": select,

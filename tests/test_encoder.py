@@ -1,6 +1,7 @@
 """The one backbone: its parts by hand, and the ways to run it that must not change what it computes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ class Recorder(nnx.Module):
     def __init__(self, seen, layer):
         self.note = lambda coins: seen.append((layer, np.array(coins)))
 
-    def __call__(self, x, *, mask=None, deterministic=None, rngs=None):
+    def __call__(self, x, *, mask=None, deterministic=None, rngs: Any = None):
         self.note(jax.random.bernoulli(rngs.dropout(), shape=(64,)))
         return 0 * x
 
@@ -54,6 +55,10 @@ def spy():
     registry.register_mixer("spy", title="Spy")(Spy)
     yield "spy"
     del registry._registered["spy"]
+
+
+def mixer_of(config, rngs) -> Any:
+    return make_mixer(config, rngs)
 
 
 def run_all(config):
@@ -98,7 +103,9 @@ def test_scan_and_recomputation_change_nothing(scan, remat, loop):
 
 def test_every_layer_and_every_key_drops_others(spy):
     """With one input everywhere and no mixing, what differs between layers and keys is the dropout."""
-    module = Encoder(dataclasses.replace(CONFIG, mixer=spy, dropout=0.5, num_layers=2, ffn="none"), rngs=nnx.Rngs(0))
+    module: Any = Encoder(
+        dataclasses.replace(CONFIG, mixer=spy, dropout=0.5, num_layers=2, ffn="none"), rngs=nnx.Rngs(0)
+    )
     seen = []
     for layer, block in enumerate(module.layers):
         block.mixer = Recorder(seen, layer)
@@ -126,7 +133,7 @@ def test_train_and_eval_set_the_mode(spy):
 @pytest.mark.parametrize("ffn", ["mlp", "glu", "none"])
 def test_a_block_by_hand(norm, ffn, spy):
     config = dataclasses.replace(CONFIG, mixer=spy, norm=norm, ffn=ffn, num_layers=1, positions="none")
-    block = Block(config, rngs=nnx.Rngs(0))
+    block: Any = Block(config, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 8)), jnp.float32)
 
     def normal(x):
@@ -160,24 +167,24 @@ def test_only_pre_norm_has_a_norm_at_the_end(spy):
 
 def test_a_mixer_gets_what_it_takes_and_its_options_win(spy):
     config = dataclasses.replace(CONFIG, mixer=spy, dropout=0.1, cls_token=True, mixer_options={"width": 3})
-    mixer = make_mixer(config, nnx.Rngs(0))
+    mixer = mixer_of(config, nnx.Rngs(0))
     assert mixer.made_with == {"d_model": 8, "num_heads": 2, "max_len": 7, "dropout": 0.1}
     assert mixer.width == 3
-    mixer = make_mixer(dataclasses.replace(config, mixer_options={"num_heads": 5}), nnx.Rngs(0))
+    mixer = mixer_of(dataclasses.replace(config, mixer_options={"num_heads": 5}), nnx.Rngs(0))
     assert mixer.made_with["num_heads"] == 5
-    assert make_mixer(CONFIG, nnx.Rngs(0)).projections.num_heads == 2
+    assert mixer_of(CONFIG, nnx.Rngs(0)).projections.num_heads == 2
 
 
 def test_options_reach_the_shipped_mixers():
     config = dataclasses.replace(
         CONFIG, use_bias=False, kernel_init="torch", dropout=0.3, attention_dropout=0.1, causal=True, dtype="bfloat16"
     )
-    mixer = make_mixer(config, nnx.Rngs(0))
+    mixer = mixer_of(config, nnx.Rngs(0))
     assert mixer.projections.query.bias is None
     assert (mixer.dropout.rate, mixer.attention_dropout.rate, mixer.causal) == (0.3, 0.1, True)
     assert mixer.projections.query.dtype == jnp.bfloat16
     assert float(abs(mixer.projections.query.kernel[...]).max()) <= 8**-0.5
-    assert make_mixer(dataclasses.replace(CONFIG, dropout=0.3), nnx.Rngs(0)).attention_dropout.rate == 0.3
+    assert mixer_of(dataclasses.replace(CONFIG, dropout=0.3), nnx.Rngs(0)).attention_dropout.rate == 0.3
 
 
 def test_the_past_does_not_see_the_future():
@@ -225,7 +232,7 @@ def test_wrong_settings_say_what_would_be_right(options, error, message):
 
 def test_a_mixer_that_sees_the_future_cannot_be_causal_by_silence(spy):
     with pytest.raises(ValueError, match="spy has no option causal"):
-        make_mixer(dataclasses.replace(CONFIG, mixer=spy, causal=True), nnx.Rngs(0))
+        mixer_of(dataclasses.replace(CONFIG, mixer=spy, causal=True), nnx.Rngs(0))
 
 
 def test_wrong_inputs_say_which_axis(spy):

@@ -1,6 +1,7 @@
 """Tokens and scalars to vectors, and where they stand."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def test_sinusoidal_table_is_the_formula(d_model):
             assert table[position, column] == pytest.approx(expected, abs=1e-7)
 
 
-def embedding(**options):
+def embedding(**options) -> Any:
     options = {"vocab_size": 5, "rngs": nnx.Rngs(0), **options}
     return Embedding(4, 3, **options)
 
@@ -69,7 +70,7 @@ def test_fixed_positions_are_no_parameters(positions):
 
 
 def test_initial_spread():
-    module = Embedding(64, 500, vocab_size=500, positions="learned", embedding_std=0.5, rngs=nnx.Rngs(0))
+    module: Any = Embedding(64, 500, vocab_size=500, positions="learned", embedding_std=0.5, rngs=nnx.Rngs(0))
     assert float(module.table.embedding[...].std()) == pytest.approx(0.5, rel=0.03)
     assert float(module.position[...].std()) == pytest.approx(0.02, rel=0.03)
 

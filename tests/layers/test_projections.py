@@ -1,5 +1,7 @@
 """The four projections of multi-head attention."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 6)), jnp.float32)
 
 
 def test_heads_are_consecutive_columns_and_merge_undoes_split():
-    module = HeadProjections(6, 3, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
+    module: Any = HeadProjections(6, 3, bias_init=nnx.initializers.normal(1.0), rngs=nnx.Rngs(0))
     q, k, v = module.split(X)
     for heads, linear in ((q, module.query), (k, module.key), (v, module.value)):
         assert heads.shape == (2, 5, 3, 2)

@@ -1,6 +1,7 @@
 """Encoder, pooling and head."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def test_the_head_is_one_or_two_layers_in_float32(classifier):
 @pytest.mark.parametrize(("kernel_init", "bias"), [("lecun_normal", False), ("xavier_uniform", False), ("torch", True)])
 def test_the_head_starts_as_its_family_does(kernel_init, bias):
     config = dataclasses.replace(CONFIG, d_model=64, kernel_init=kernel_init)
-    model = SequenceClassifier(dataclasses.replace(config, ffn="none"), 500, rngs=nnx.Rngs(0))
+    model: Any = SequenceClassifier(dataclasses.replace(config, ffn="none"), 500, rngs=nnx.Rngs(0))
     # The original LRA head is Flax's own even where its encoder is Xavier's: 1/sqrt(64) against sqrt(2/564).
     std = {"torch": (3 * 64) ** -0.5}.get(kernel_init, 64**-0.5)
     assert float(model.logits.kernel[...].std()) == pytest.approx(std, rel=0.03)

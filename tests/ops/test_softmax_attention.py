@@ -179,7 +179,7 @@ def test_default_is_chunked_where_the_weights_would_be_large(monkeypatch):
     assert has_loop(query_chunk_size=4)
     assert has_loop(dropout=0.1, dropout_key=jax.random.key(0))
     assert not has_loop(dropout=0.1)
-    monkeypatch.setattr(module, "PLAIN_LIMIT_BYTES", 4 * B * H * 16 * 16 - 1)
+    monkeypatch.setattr(module, "PLAIN_LIMIT_BYTES_CPU", 4 * B * H * 16 * 16 - 1)
     assert has_loop()
     assert not has_loop(implementation="xla")
 

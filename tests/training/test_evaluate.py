@@ -1,5 +1,7 @@
 """Every example once, sums divided by counts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,8 @@ def test_the_device_is_two_batches_ahead():
         order.append(f"run {batch}")
         return {"weight": Lazy(batch)}
 
-    assert evaluate(step, None, None, iter([1, 2, 3, 4])) == {"examples": 10.0}
+    batches: Any = iter([1, 2, 3, 4])
+    assert evaluate(step, None, None, batches) == {"examples": 10.0}
     assert order.index("run 3") < order.index("read 1") < order.index("run 4")
 
 

@@ -1,6 +1,7 @@
 """Schedules and updates against the formulas they are named after, in NumPy."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,13 @@ PARAMS = {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "bias": np.
 
 
 def rates(config, count):
-    schedule = learning_rate(config)
+    schedule: Any = learning_rate(config)
     return np.array([float(schedule(jnp.int32(step))) for step in range(count)])
 
 
 def test_rsqrt_is_the_original_lra_schedule():
     config = load_recipe("lra/original/listops").train
-    schedule = learning_rate(config)
+    schedule: Any = learning_rate(config)
     # constant * linear_warmup * rsqrt_decay: base min(1, s / w) / sqrt(max(s, w)); the first update does nothing.
     for step in (0, 1, 500, 999, 1000, 1001, 4999):
         expected = 0.05 * min(1, step / 1000) / max(step, 1000) ** 0.5
