@@ -112,7 +112,7 @@ def make_mixer(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Module:
       ValueError: a causal encoder of a mixer that sees the future; or what the mixer's own constructor refuses.
     """
     cls = registry.get(config.mixer, "mixer")
-    accepted = registry.option_names(cls)
+    accepted = [name for name in registry.option_names(cls) if name != "d_model"]
     unknown = set(config.mixer_options) - set(accepted)
     if unknown:
         name = sorted(unknown)[0]

@@ -67,11 +67,14 @@ def test_dropout_is_after_the_activation_and_at_the_end():
 
 
 def test_dtypes():
-    module = FeedForward(4, 5, gated=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert module(jnp.asarray(X)).dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))} == {jnp.dtype("float32")}
-    half = FeedForward(4, 5, param_dtype=jnp.bfloat16, kernel_init="torch", rngs=nnx.Rngs(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(half, nnx.Param))} == {jnp.dtype("bfloat16")}
+    def make(**options):
+        return FeedForward(4, 5, gated=True, rngs=nnx.Rngs(0), **options)
+
+    assert jax.eval_shape(lambda: make(dtype=jnp.bfloat16)(X)).dtype == jnp.bfloat16
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for init in ("lecun_normal", "xavier_uniform", "torch"):
+            module = nnx.eval_shape(lambda dtype=dtype, init=init: make(param_dtype=dtype, kernel_init=init))
+            assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))} == {jnp.dtype(dtype)}
 
 
 def test_unknown_choices():

@@ -40,7 +40,8 @@ def test_onecycle_is_pytorchs():
     np.testing.assert_allclose(rates(config, 50), expected, rtol=1e-5, atol=1e-9)
     assert rates(config, 50).argmax() == 9
     optimizer = make_optimizer(config)
-    state, beta1 = optimizer.init(PARAMS), []
+    state: Any = optimizer.init(PARAMS)
+    beta1 = []
     for _ in range(50):
         _, state = optimizer.update(PARAMS, state, PARAMS)
         (cycled,) = [part for part in state if hasattr(part, "hyperparams")]

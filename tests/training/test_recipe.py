@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -254,7 +255,8 @@ def whole():
 def test_a_whole_model_gets_what_it_names(whole):
     info = TaskInfo(inputs="tokens", vocab_size=5, num_classes=2, max_len=8)
     recipe = load_recipe(SMOKE, ["model.d_model=24", "model.dropout=0.2", "options.depth=3"], variant=whole)
-    assert model_maker(recipe, info)(nnx.Rngs(0)).made_with == (24, 5, 2, 8, 0.2, 3)
+    model: Any = model_maker(recipe, info)(nnx.Rngs(0))
+    assert model.made_with == (24, 5, 2, 8, 0.2, 3)
     with pytest.raises(RecipeError, match=r"whole reads tokens; lra/listops has scalars"):
         model_maker(recipe, dataclasses.replace(info, inputs="scalars"))
     with pytest.raises(RecipeError, match=r"options\.deep: whole has no such option\. Did you mean depth"):

@@ -103,23 +103,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 
 
 def test_dropout_is_a_function_of_key_step_and_part():
-    _, state, step = make(rate=0.5)
-    copies = [jax.tree.map(jnp.copy, state) for _ in range(4)]
-    same, again, later, other = copies
-    later["step"] = later["step"] + 1
-    norms = [
-        float(step(start, batch(), key)[1]["grad_norm"])
-        for start, key in ((same, KEY), (again, KEY), (later, KEY), (other, jax.random.key(4)))
-    ]
-    assert norms[0] == norms[1]
-    assert len(set(norms)) == 3
-    # The same rows in both parts draw different masks.
-    _, state, halves = make(dataclasses.replace(CONFIG, accumulate=2), rate=0.5)
-    rows = {name: np.concatenate([value[:3], value[:3]]) for name, value in batch().items()}
-    _, sums = halves(state, rows, KEY)
-    _, state, single = make(rate=0.5)
-    _, first = single(state, {name: value[:3] for name, value in rows.items()}, KEY)
-    assert float(sums["loss"]) != pytest.approx(2 * float(first["loss"]), rel=1e-4)
+    functional, state, step = make(dataclasses.replace(CONFIG, accumulate=2), rate=0.5)
+    # The same rows in both parts, to see that they are dropped otherwise.
+    data = {name: np.concatenate([value[:3], value[:3]]) for name, value in batch().items()}
+    half = {name: value[:3] for name, value in data.items()}
+
+    def loss(number, part, key=KEY):
+        rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.fold_in(key, number), part))
+        module = functional.module(state["params"], state["rest"])
+        return cross_entropy(module(half["inputs"], mask=half["mask"], deterministic=False, rngs=rngs), half)[0]
+
+    expected = [loss(0, 0) + loss(0, 1), loss(5, 0) + loss(5, 1)]
+    assert loss(0, 0) != pytest.approx(loss(0, 1), rel=1e-3)
+    assert expected[0] != pytest.approx(expected[1], rel=1e-3)
+    for number, total in zip((0, 5), expected, strict=True):
+        start = {**jax.tree.map(jnp.copy, state), "step": jnp.int32(number)}
+        assert float(step(start, data, KEY)[1]["loss"]) == pytest.approx(total, rel=1e-4)
 
 
 def test_the_moving_average_is_evaluated():
