@@ -69,6 +69,7 @@ def test_the_help_names_every_command(zoo):
         (["train", "lra/smoke/listops", "--variant", "gone.py"], "gone.py to load a variant from"),
         (["train", "lra/smoke/listops", "--seeed", "3"], "unrecognized arguments: --seeed"),
         (["train", "lra/smoke/listops", "options.heads=3"], "options.heads: softmax has no such option. Did you mean"),
+        (["train", "lra/smoke/listops", "options.num_heads=two"], "softmax with options {'num_heads': 'two'}: "),
         (["list", "soft*", "more"], "unrecognized arguments: more"),
         (["data", "prepare", "lra/listop"], "zoo: There is no task named 'lra/listop'. Did you mean lra/listops?"),
         (["data", "info", "lra/listops/smok"], "zoo: ListOps has no source 'smok'; there are full, smoke, published."),

@@ -20,6 +20,13 @@ from zoo.typing import Array, Bool, Float, Num
 Remat = Literal["none", "full", "dots"]
 
 
+def check_choices(config: Any) -> None:
+    """Raises ValueError where a field of a dataclass is none of the values that its `Literal` names."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(f"unknown {name} {getattr(config, name)!r}; there are {', '.join(get_args(hint))}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class BodyConfig:
     """The shape of an encoder, whatever it reads and mixes with; a recipe's `model` section.
@@ -65,10 +72,7 @@ class BodyConfig:
     scan_layers: bool = False
 
     def __post_init__(self):
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                known = ", ".join(get_args(hint))
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; there are {known}.")
+        check_choices(self)
         for name in ("d_model", "num_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -66,6 +66,7 @@ def time_step(recipe: Recipe, batch: dict[str, np.ndarray], repeats: int) -> dic
         "variant": recipe.variant,
         "parameters": count_parameters(functional.abstract_params),
         "shape": list(batch["inputs"].shape),
+        "accumulate": recipe.train.accumulate,
         "dtype": recipe.model.dtype,
         "num_layers": recipe.model.num_layers,
         "compile_seconds": compile_seconds,
@@ -86,9 +87,11 @@ def to_markdown(protocols: dict[str, list[dict]], about: dict) -> str:
     for protocol, rows in protocols.items():
         base = next((row["step_seconds"] for row in rows if row["variant"] == "softmax"), None)
         shape = " x ".join(map(str, rows[0]["shape"]))
+        parts = rows[0]["accumulate"]
+        batch = f"batch {shape}" + (f" in {parts} accumulated parts" if parts > 1 else "")
         lines += [
             "",
-            f"`lra/{protocol}/listops`, batch {shape}, {rows[0]['dtype']} ({rows[0]['batch_from']}):",
+            f"`lra/{protocol}/listops`, {batch}, {rows[0]['dtype']} ({rows[0]['batch_from']}):",
             "",
             "| variant | layers | parameters | s/step | speed against softmax | step memory (MB) | compile (s) |",
             "|---|---:|---:|---:|---:|---:|---:|",
@@ -109,16 +112,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here, and a .md beside it")
     parser.add_argument("--same-shape", action="store_true", help="the same layers and heads for all variants")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipes, e.g. train.accumulate=8")
     args = parser.parse_args()
     variants = args.variants.split(",") if args.variants else [spec.name for spec in registry.list_specs(kind="mixer")]
     protocols: dict[str, list[dict]] = {}
     for protocol in args.protocols.split(","):
         for variant in variants:
-            recipe = load_recipe(f"lra/{protocol}/listops", variant=variant)
+            recipe = load_recipe(f"lra/{protocol}/listops", args.overrides, variant=variant)
             if args.same_shape:
                 base = load_recipe(f"lra/{protocol}/listops").model
                 keep = [f"model.{name}={getattr(base, name)}" for name in ("num_layers", "num_heads")]
-                recipe = load_recipe(f"lra/{protocol}/listops", keep, variant=variant)
+                recipe = load_recipe(f"lra/{protocol}/listops", [*keep, *args.overrides], variant=variant)
             batch, origin = batch_of(recipe)
             row = {**time_step(recipe, batch, args.repeats), "batch_from": origin}
             protocols.setdefault(protocol, []).append(row)

@@ -49,6 +49,13 @@ def test_onecycle_is_pytorchs():
     np.testing.assert_allclose(beta1, np.interp(np.arange(50), [0, 9, 49], [0.95, 0.85, 0.95]), rtol=1e-6)
 
 
+def test_unknown_choices():
+    for name in ("schedule", "decay", "select"):
+        options: dict[str, Any] = {name: "none"}
+        with pytest.raises(ValueError, match=f"unknown {name} 'none'; there are "):
+            TrainConfig(**options)
+
+
 def test_cosine_and_constant_after_linear_warm_up():
     config = TrainConfig(steps=30, warmup_steps=10, lr=2.0, schedule="cosine", final_lr=0.1)
     cosine = [2 * (0.1 + 0.9 * (1 + np.cos(np.pi * (step - 10) / 20)) / 2) for step in range(10, 30)]

@@ -101,6 +101,7 @@ def test_the_section_of_the_default_variant_counts_where_none_is_named(file):
         ("model.d_ff=null", None),
         ("options.eps=1e-6", 1e-6),
         ("options.steps=[1, {a: 2}]", [1, {"a": 2}]),
+        ("options.table={1: a}", {"1": "a"}),
         ("task.source=published", "published"),
     ],
 )

@@ -204,6 +204,13 @@ def test_a_taken_directory_is_refused_and_a_finished_run_just_answers(unbroken):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_a_run_without_its_log_is_still_a_run(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(RunError, match="holds a run already"):
+        run(tmp_path / "run", recipe())
+
+
 def test_a_request_that_cannot_run_takes_no_directory(toy, tmp_path, monkeypatch):
     wrong = recipe_from_dict({**VALUES, "options": {"heads": 3}})
     with pytest.raises(ValueError, match=r"options\.heads: toy_mean has no such option"):
@@ -251,6 +258,7 @@ def overfitted(toy, compilation_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "overfitted"
     values = {**VALUES, "task": {"name": "toy", "source": "chance"}}
     values["train"] = {**VALUES["train"], "lr": 0.05, "ema": 0.5, "select": "last", "buckets": []}
+    values["train"] |= {"schedule": "onecycle", "cycle_beta1": True}
     return folder, run(folder, recipe_from_dict(values))
 
 
@@ -261,7 +269,7 @@ def test_best_and_last_are_kept_apart(overfitted):
     assert best != 60, "the case shows nothing"
     assert (result["best"]["step"], result["last"]["step"]) == (best, 60)
     for which, step in (("best", best), ("last", 60)):
-        loaded = load_run(folder, which)
+        loaded = load_run(folder, cast(Any, which))
         assert loaded.step == step
         assert result[which]["validation"]["accuracy"] == scores[step]
     assert result["best"]["test"] != result["last"]["test"]
@@ -351,21 +359,38 @@ def test_devices_must_divide_the_batch(monkeypatch):
         make_mesh(12)
 
 
-def test_best_parameters_that_come_out_otherwise_after_a_resumption(toy, unbroken, tmp_path, monkeypatch):
+def test_the_best_checkpoint_that_is_named_is_never_lost(toy, tmp_path, monkeypatch):
     """On another device steps are repeated to rounding only, and another step may turn out best."""
     scores = dict.fromkeys(range(10, 61, 10), 0.1) | {20: 0.2, 50: 0.3}
-    validate = Trainer.evaluate
+    evaluate = Trainer.evaluate
 
     def scored(self, split, state):
-        real = validate(self, split, state)
+        real = evaluate(self, split, state)
         return {**real, "accuracy": scores[int(state["step"])]} if split == "validation" and "step" in state else real
 
+    def kept():
+        return sorted(path.name for path in (tmp_path / "checkpoints" / "best").iterdir())
+
     monkeypatch.setattr(Trainer, "evaluate", scored)
-    interrupt(tmp_path, recipe(), 53, monkeypatch)
+    interrupt(tmp_path, recipe(), 47, monkeypatch)
+    assert kept() == ["20"]
+    save = Checkpoints.save
+
+    def full_disk(self, step, state, meta):
+        if (self.folder.name, step) == ("last", 60):
+            raise OSError("no space left on device")
+        save(self, step, state, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            run(tmp_path, recipe(), resume=True)
+    # The newest whole checkpoint is that of step 40, which names step 20.
+    assert kept() == ["20", "50"]
     scores[50] = 0.1
     result = run(tmp_path, recipe(), resume=True)
     assert (result["best"]["step"], load_run(tmp_path, "best").step) == (20, 20)
-    assert [path.name for path in (tmp_path / "checkpoints" / "best").iterdir()] == ["20"]
+    assert kept() == ["20"]
 
 
 def test_default_folders():

@@ -70,10 +70,33 @@ def test_sums_are_sums_over_the_real_rows():
     logits = functional.module(state["params"], state["rest"])(data["inputs"], mask=data["mask"], deterministic=True)
     loss, right = cross_entropy(logits, data)
     evaluated = make_eval_step(functional, TASK)(state["params"], state["rest"], data)
-    _, trained = step(state, data, KEY)
+    start = jnp.copy(state["params"]["logits"]["bias"])
+    state, trained = step(state, data, KEY)
+    (moments,) = [part.mu for part in state["opt"] if hasattr(part, "mu")]
     for sums in (evaluated, trained):
         assert float(sums["loss"]) == pytest.approx(loss, rel=1e-5)
         assert (float(sums["accuracy"]), float(sums["weight"])) == (right, 4)
+
+    # The gradient is that of the mean over the real rows.
+    def mean_loss(bias):
+        logits_ = logits - start + bias
+        return -(jax.nn.log_softmax(logits_)[jnp.arange(6), data["label"]] * data["weight"]).sum() / 4
+
+    np.testing.assert_allclose(moments["logits"]["bias"], 0.1 * jax.grad(mean_loss)(start), rtol=1e-4)
+
+
+def test_evaluation_sets_the_mode_of_modules_that_have_one():
+    class Mode(nnx.Module):
+        def __init__(self, rngs):
+            self.logits = nnx.Param(jnp.zeros(3))
+            self.use_running_average = False  # what nnx.BatchNorm has
+
+        def __call__(self, inputs, *, mask, deterministic):
+            return jnp.zeros((len(inputs), 3)) + self.logits[...] + (0.0 if self.use_running_average else jnp.nan)
+
+    functional = Functional(lambda rngs: Mode(rngs))
+    sums = make_eval_step(functional, TASK)(*functional.init(KEY), batch())
+    assert float(sums["loss"]) == pytest.approx(6 * np.log(3))
 
 
 def test_the_loss_falls_and_the_state_counts():

@@ -63,7 +63,7 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
             raise RecipeError(f"{spec.name} reads {' or '.join(spec.inputs)}; {recipe.task.name} has {info.inputs}.")
         offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
         arguments = {name: value for name, value in offered.items() if name in accepted} | recipe.options
-        return lambda rngs: cls(**arguments, rngs=rngs)
+        return _with_options_named(lambda rngs: cls(**arguments, rngs=rngs), recipe, spec.name)
     body = {field.name: getattr(model, field.name) for field in dataclasses.fields(BodyConfig)}
     config = EncoderConfig(
         **body,
@@ -78,4 +78,18 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
     def make(rngs: nnx.Rngs) -> nnx.Module:
         return SequenceClassifier(config, info.num_classes, pooling=model.pooling, head_dim=model.head_dim, rngs=rngs)
 
-    return make
+    return _with_options_named(make, recipe, spec.name)
+
+
+def _with_options_named(make: Callable[[nnx.Rngs], nnx.Module], recipe: Recipe, name: str):
+    """`make`, whose TypeError most likely comes from the type of an option: those are not known before."""
+
+    def checked(rngs: nnx.Rngs) -> nnx.Module:
+        try:
+            return make(rngs)
+        except TypeError as error:
+            if not recipe.options:
+                raise
+            raise RecipeError(f"{name} with options {recipe.options}: {error}") from error
+
+    return checked

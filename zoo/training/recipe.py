@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import draccus
 import yaml
 
-from zoo.encoder import BodyConfig
+from zoo.encoder import BodyConfig, check_choices
 from zoo.layers.pooling import Pooling
 from zoo.registry import did_you_mean
 from zoo.training.shipped import list_recipes, recipe_folder
@@ -125,6 +125,7 @@ class TrainConfig:
     wandb: str | None = None
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}.")

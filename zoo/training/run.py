@@ -80,7 +80,8 @@ def train(
 def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Says why the run directory cannot be this recipe's, if it holds a run that began."""
     path = folder / "recipe.yaml"
-    if not path.exists() or not (folder / "metrics.jsonl").exists():
+    began = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*/[0-9]*"))
+    if not (began and path.exists()):
         return
     if not resume:
         raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --run-dir.")
