@@ -15,7 +15,7 @@ from typing import Any
 from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.logging import write_json, write_text
 from zoo.training.recipe import Recipe, load_recipe
-from zoo.training.run import read_result
+from zoo.training.run import finished_result, read_result
 
 
 def compare(
@@ -71,6 +71,9 @@ def _plan(recipe: str, variants: Sequence[str], seeds: Sequence[int], out: Path,
 
 
 def _run(recipe: Recipe, folder: Path, data_dir: Path | None) -> dict[str, Any]:
+    finished = finished_result(recipe, folder)
+    if finished is not None:
+        return finished
     out = folder.parent / "recipes"
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{folder.name}.yaml"

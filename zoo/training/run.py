@@ -54,8 +54,7 @@ def train(
       TrainingError: the loss is not finite.
     """
     folder = Path(folder)
-    if recipe.variant.endswith(".py"):
-        recipe = dataclasses.replace(recipe, variant=str(Path(recipe.variant).expanduser().resolve()))
+    recipe = _with_absolute_variant(recipe)
     _check_free(folder, recipe, resume)
     finished = read_result(folder)
     if finished is not None:
@@ -77,6 +76,23 @@ def train(
     return result
 
 
+def finished_result(recipe: Recipe, folder: str | Path) -> dict[str, Any] | None:
+    """The result of this recipe's run in a directory, or None where it is not finished.
+
+    Raises:
+      RunError: the directory holds a run of another recipe.
+    """
+    _check_free(Path(folder), _with_absolute_variant(recipe), resume=True)
+    return read_result(folder)
+
+
+def _with_absolute_variant(recipe: Recipe) -> Recipe:
+    """The recipe, a variant that is a file named by its absolute path, so that it is found from anywhere."""
+    if not recipe.variant.endswith(".py"):
+        return recipe
+    return dataclasses.replace(recipe, variant=str(Path(recipe.variant).expanduser().resolve()))
+
+
 def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Says why the run directory cannot be this recipe's, if it holds a run that began."""
     path = folder / "recipe.yaml"
@@ -87,9 +103,11 @@ def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
         raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --run-dir.")
     held = load_recipe(path)
     ours, theirs = recipe.to_dict(), held.to_dict()
-    for ignored in ("name", "published"):
-        ours.pop(ignored)
-        theirs.pop(ignored)
+    for values in (ours, theirs):
+        for ignored in ("name", "published"):
+            values.pop(ignored)
+        for ignored in ("workers", "tensorboard", "wandb"):  # they decide nothing of the result
+            values["train"].pop(ignored)
     if ours != theirs:
         differing = sorted(_differences(theirs, ours))
         raise RunError(f"{folder} holds a run of another recipe; these differ: {', '.join(differing)}.")

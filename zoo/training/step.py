@@ -68,9 +68,9 @@ def make_train_step(
             return (*jax.tree.map(jnp.add, (grads, sums), more[:2]), more[2]), None
 
         first = jax.tree.map(lambda x: x[0], split)
-        start = part_gradient(state["params"], state["rest"], first, jax.random.fold_in(key, 0), total)
-        others = jax.tree.map(lambda x: x[1:], split)
-        return jax.lax.scan(add, start, (jnp.arange(1, parts), others))[0]
+        shapes = jax.eval_shape(part_gradient, state["params"], state["rest"], first, key, total)
+        grads, sums, _ = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, (grads, sums, state["rest"]), (jnp.arange(parts), split))[0]
 
     def step(state, batch, key):
         grads, sums, rest = gradient(state, batch, jax.random.fold_in(key, state["step"]))
