@@ -126,8 +126,7 @@ class Console:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=10),  # all columns together fit a terminal of 80
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeRemainingColumn(),
@@ -148,9 +147,10 @@ class Console:
         text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "examples")
         if self._progress is not None:
             if split == "train":
-                self._progress.update(self._bar, text=text)
+                shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", "lr")}
+                self._progress.update(self._bar, text=" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
             else:
-                self._progress.console.print(f"step {step} {split} {text}")
+                self._progress.console.print(f"step {step} {split} {text}", highlight=False)
         elif self._enabled:
             rate = self._rate()
             eta = f", {rate:.2f} step/s, {(self._total - step) / rate:.0f} s left" if rate else ""
