@@ -16,7 +16,8 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="package", autouse=True)
+# Not of the package: pytest would end such a fixture only with the session, under the tests of other folders.
+@pytest.fixture(scope="module", autouse=True)
 def light_compilation():
     """Sets `OPTIONS` for the tests of this folder. The cache is in $ZOO_XLA_CACHE; if that is empty, there is none."""
     before = {name: jax.config.values[name] for name in OPTIONS}
