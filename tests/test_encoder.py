@@ -237,10 +237,29 @@ def test_a_mixer_that_sees_the_future_cannot_be_causal_by_silence(spy):
 
 def test_wrong_inputs_say_which_axis(spy):
     module = Encoder(dataclasses.replace(CONFIG, mixer=spy, num_layers=1), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"mask must have the shape of inputs, \(2, 6\), got \(2, 5\)"):
-        module(TOKENS, mask=MASK[:, :5])
-    with pytest.raises(ValueError, match=r"axis 1 \(T\) of inputs is 7, more than max_len=6"):
-        module(jnp.ones((2, 7), int))
+    for mask, error, message in (
+        (
+            MASK[:, :5],
+            ValueError,
+            r"encoder takes mask \[B, T\] with B = 2, T = 6, as in inputs; axis 1 \(T\) of mask is 5",
+        ),
+        (MASK[:1], ValueError, r"axis 0 \(B\) of mask is 1"),
+        (MASK[..., None], ValueError, "mask has 3 axes"),
+        (MASK.astype(int), TypeError, "the dtype of mask is int"),
+    ):
+        with pytest.raises(error, match=message):
+            module(TOKENS, mask=mask)
+    for inputs, message in (
+        (jnp.ones((2, 7), int), r"axis 1 \(T\) of inputs is 7, more than max_len=6"),
+        (jnp.ones((2, 0), int), r"axis 1 \(T\) of inputs is 0"),
+        (TOKENS[0], r"encoder takes inputs \[B, T\]; inputs has 1 axes"),
+        (TOKENS.astype(float), "inputs='tokens' needs integers, got float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(inputs)
+    reals = Encoder(dataclasses.replace(CONFIG, mixer=spy, num_layers=1, inputs="scalars"), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"inputs has 3 axes instead of 0 \(B\), 1 \(T\)"):
+        reals(jnp.ones((2, 6, 1)), mask=MASK)
 
 
 def test_the_original_recipe_has_as_many_parameters_as_the_original():

@@ -15,6 +15,7 @@ from zoo import registry
 from zoo.layers.embeddings import Embedding, Inputs, Positions
 from zoo.layers.feed_forward import Activation, FeedForward
 from zoo.layers.initializers import KernelInit, bias_initializer, kernel_initializer
+from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, Bool, Float, Num
 
 Remat = Literal["none", "full", "dots"]
@@ -245,10 +246,10 @@ class Encoder(nnx.Module):
           rngs: a `dropout` stream, where dropout is on.
 
         Raises:
-          ValueError: `inputs` or `mask` is misshapen, or T exceeds `max_len`.
+          ValueError: `inputs` or `mask` is misshapen, T exceeds `max_len`, or tokens are not integers.
+          TypeError: `mask` is not boolean.
         """
-        if mask is not None and mask.shape != inputs.shape:
-            raise ValueError(f"mask must have the shape of inputs, {inputs.shape}, got {mask.shape}.")
+        check_shapes("encoder", "inputs [B, T]", inputs, mask)
         x = self.embedding(inputs, deterministic=deterministic, rngs=rngs)
         if mask is not None and self.config.cls_token:
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from zoo import testing
+from zoo.layers.shapes import check_shapes
 from zoo.registry import Spec
 
 SPEC = Spec("average", "mixer", "Mean of what is seen", causal=True, decode=True, test_args={"num_heads": 2})
@@ -29,6 +30,7 @@ class Average(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x, *, mask=None, deterministic=None, rngs=None, state=None, return_state=False):
+        check_shapes("average", "x [B, T, D]", x, mask, D=self.d_model)
         mask = jnp.ones(x.shape[:2], bool) if mask is None else mask
         v = self.value(x).astype(jnp.float32)
         total, count = self.init_state(x.shape[0]) if state is None else state
@@ -55,6 +57,7 @@ class Average(nnx.Module):
         return jnp.zeros((batch_size, self.d_model)), jnp.zeros(batch_size)
 
     def step(self, x_t, state):
+        check_shapes("average", "x_t [B, D]", x_t, D=self.d_model)
         y, state = self(x_t[:, None], state=state, return_state=True, deterministic=True)
         return y[:, 0], state
 
@@ -145,6 +148,28 @@ class TakesAnyWidth(Average):
         return super().__call__(x[..., : self.d_model], **kwargs)
 
 
+class TakesAnyMask(Average):
+    def __call__(self, x, *, mask=None, **kwargs):
+        return super().__call__(x, mask=None if mask is None else jnp.broadcast_to(mask, x.shape[:2]), **kwargs)
+
+
+class CastsTheMask(Average):
+    def __call__(self, x, *, mask=None, **kwargs):
+        return super().__call__(x, mask=None if mask is None else mask.astype(bool), **kwargs)
+
+
+class StepsWithAnyWidth(Average):
+    def step(self, x_t, state):
+        return super().step(x_t[..., : self.d_model], state)
+
+
+class SaysLittle(Average):
+    def __call__(self, x, **kwargs):
+        if x.shape[-1] != self.d_model:
+            raise ValueError(f"x has {x.shape[-1]} features, not d_model={self.d_model}.")
+        return super().__call__(x, **kwargs)
+
+
 class Impure(Average):
     count = itertools.count()
 
@@ -178,6 +203,11 @@ BROKEN = [
     (KeepsPadding, "padded_prompt"),
     (OneOff, "implementations"),
     (TakesAnyWidth, "errors"),
+    (TakesAnyWidth, "wrong_shapes"),
+    (TakesAnyMask, "wrong_shapes"),
+    (CastsTheMask, "wrong_shapes"),
+    (StepsWithAnyWidth, "wrong_shapes"),
+    (SaysLittle, "wrong_shapes"),
     (Impure, "jit"),
     (Impure, "vmap"),
     (Impure, "remat"),

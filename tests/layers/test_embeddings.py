@@ -87,8 +87,9 @@ def test_dropout_and_dtypes():
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (jnp.zeros((3,), int), r"inputs must be \[B, T\], got 1 axes, shape \(3,\)"),
-        (jnp.zeros((1, 3, 4), int), r"inputs must be \[B, T\], got 3 axes"),
+        (jnp.zeros((3,), int), r"embedding takes inputs \[B, T\]; inputs has 1 axes .*\(its shape is \(3,\)\)"),
+        (jnp.zeros((1, 3, 4), int), r"inputs has 3 axes instead of 0 \(B\), 1 \(T\)"),
+        (jnp.zeros((1, 0), int), r"axis 1 \(T\) of inputs is 0"),
         (jnp.zeros((1, 4), int), r"axis 1 \(T\) of inputs is 4, more than max_len=3"),
         (jnp.zeros((1, 3)), r"inputs='tokens' needs integers, got float32"),
     ],

@@ -158,7 +158,7 @@ def test_errors():
         make()(x_of(), return_state=True)
     with pytest.raises(ValueError, match="max_len=0"):
         make(causal=True).init_state(B, 0)
-    with pytest.raises(ValueError, match=r"d_model=12.*\(2, 7, 11\)"):
+    with pytest.raises(ValueError, match=r"D = 12; axis 2 \(D\) of x is 11 \(its shape is \(2, 7, 11\)\)"):
         make()(x_of()[..., :-1])
     with pytest.raises(ValueError, match="no implementation 'fast'"):
         make(implementation="fast")

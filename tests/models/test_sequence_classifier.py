@@ -102,6 +102,19 @@ def test_an_empty_sequence_is_finite_with_finite_gradients(classifier):
         assert bool(jnp.isfinite(leaf).all())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_wrong_inputs_say_which_axis(pooling, classifier):
+    model = classifier(pooling)
+    for inputs, mask, message in (
+        (TOKENS[..., None], MASK, "inputs has 3 axes"),
+        (TOKENS[:, :0], None, r"axis 1 \(T\) of inputs is 0"),
+        (TOKENS, MASK[:1], r"axis 0 \(B\) of mask is 1"),
+        (TOKENS, MASK[:, 1:], r"axis 1 \(T\) of mask is 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda inputs, mask: model(inputs, mask=mask), inputs, mask)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

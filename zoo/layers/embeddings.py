@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, DType, Float, Num
 
 Positions = Literal["sinusoidal", "learned", "none"]
@@ -94,7 +95,7 @@ class Embedding(nnx.Module):
         """Vectors of the sequence; T2 is T + 1 with a CLS vector, else T.
 
         Raises:
-          ValueError: `inputs` is not [B, T], T exceeds `max_len`, or its dtype is not what `inputs=` promised.
+          ValueError: `inputs` is not [B, T], T is 0 or exceeds `max_len`, or the dtype is not what `inputs=` promised.
         """
         self._check(inputs)
         x = self.table(inputs) if self.inputs == "tokens" else self.table(inputs.astype(self.dtype)[..., None])
@@ -110,8 +111,7 @@ class Embedding(nnx.Module):
         return self.dropout(x, deterministic=deterministic, rngs=rngs)
 
     def _check(self, inputs: Array) -> None:
-        if inputs.ndim != 2:
-            raise ValueError(f"inputs must be [B, T], got {inputs.ndim} axes, shape {inputs.shape}.")
+        check_shapes("embedding", "inputs [B, T]", inputs)
         if inputs.shape[1] > self.max_len:
             raise ValueError(f"axis 1 (T) of inputs is {inputs.shape[1]}, more than max_len={self.max_len}.")
         if self.inputs == "tokens" and not jnp.issubdtype(inputs.dtype, jnp.integer):

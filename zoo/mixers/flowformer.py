@@ -9,6 +9,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.projections import HeadProjections
+from zoo.layers.shapes import check_shapes
 from zoo.ops.flow_attention import FlowState, flow_attention, flow_attention_init, flow_attention_step
 from zoo.ops.flow_attention.common import CompetitionAxis, FeatureMap, Options
 from zoo.registry import register_mixer
@@ -97,6 +98,7 @@ class Flowformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         Options(feature_map, source_clamp, competition_axis, eps, chunk_size, causal)  # raises where they do not fit
+        self.d_model = d_model
         self.projections = HeadProjections(
             d_model,
             num_heads,
@@ -143,8 +145,10 @@ class Flowformer(nnx.Module):
           [B, T, D] in `dtype` or that of `x`, and with `return_state` the new state.
 
         Raises:
-          ValueError: a state is given or asked for, but the layer is not causal.
+          ValueError: `x` or `mask` is misshapen, or a state is given or asked for, but the layer is not causal.
+          TypeError: `mask` is not boolean.
         """
+        check_shapes("flowformer", "x [B, T, D]", x, mask, D=self.d_model)
         if not self.causal and (state is not None or return_state):
             raise ValueError("Flowformer keeps a state only when it was built with causal=True.")
         q, k, v = self.projections.split(x)
@@ -174,8 +178,13 @@ class Flowformer(nnx.Module):
         return flow_attention_init(batch_size, self.projections.num_heads, self.projections.d_head)
 
     def step(self, x_t: Float[Array, "B D"], state: FlowState) -> tuple[Float[Array, "B D"], FlowState]:
-        """The output for one more token and the state after it, without dropout. ValueError unless causal."""
+        """The output for one more token and the state after it, without dropout.
+
+        Raises:
+          ValueError: `x_t` is not [B, D], or the layer is not causal.
+        """
         self._need_causal("step")
+        check_shapes("flowformer", "x_t [B, D]", x_t, D=self.d_model)
         y, state = flow_attention_step(
             *self.projections.split(x_t),
             state,

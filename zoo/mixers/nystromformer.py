@@ -5,6 +5,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.projections import HeadProjections
+from zoo.layers.shapes import check_shapes
 from zoo.ops.nystrom_attention import Landmarks, PinvInit, check_options, nystrom_attention
 from zoo.registry import register_mixer
 from zoo.typing import Array, Bool, DType, Float
@@ -92,6 +93,7 @@ class Nystromformer(nnx.Module):
         check_options(num_landmarks, pinv_iterations, pinv_init, landmarks, causal)
         if conv_kernel_size is not None and (conv_kernel_size < 1 or conv_kernel_size % 2 == 0):
             raise ValueError(f"conv_kernel_size must be odd and positive, or None; got {conv_kernel_size}.")
+        self.d_model = d_model
         self.num_landmarks = num_landmarks
         self.pinv_iterations = pinv_iterations
         self.pinv_init: PinvInit = pinv_init
@@ -133,9 +135,11 @@ class Nystromformer(nnx.Module):
           rngs: for the dropout, stream "dropout".
 
         Raises:
-          ValueError: `landmarks="padded"` and a T that is neither divisible by `num_landmarks` nor at most it.
+          ValueError: `x` or `mask` is misshapen; or `landmarks="padded"` and a T that is neither divisible by
+            `num_landmarks` nor at most it.
           TypeError: `mask` is not boolean.
         """
+        check_shapes("nystromformer", "x [B, T, D]", x, mask, D=self.d_model)
         q, k, v = self.projections.split(x)
         y = nystrom_attention(
             q,

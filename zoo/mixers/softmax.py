@@ -10,6 +10,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.projections import HeadProjections
+from zoo.layers.shapes import check_shapes
 from zoo.ops.softmax_attention import softmax_attention
 from zoo.registry import register_mixer
 from zoo.typing import Array, Bool, DType, Float, Int
@@ -145,12 +146,12 @@ class Softmax(nnx.Module):
           return_state: also return the state after `x`; without `state`, `init_state(B)` is the start.
 
         Raises:
-          ValueError: `x` is not [B, T, D]; a state is used without `causal`; or the state has no room left, where that
-            can be known: under `jit` only if T alone exceeds the cache, otherwise the outputs of the tokens that found
-            no place are NaN.
+          ValueError: `x` or `mask` is misshapen (T may be 0 where a state is given); a state is used without `causal`;
+            or the state has no room left, where that can be known: under `jit` only if T alone exceeds the cache,
+            otherwise the outputs of the tokens that found no place are NaN.
+          TypeError: `mask` is not boolean.
         """
-        if x.ndim != 3 or x.shape[-1] != self.d_model:
-            raise ValueError(f"softmax takes x [B, T, d_model={self.d_model}]; got {x.shape}.")
+        check_shapes("softmax", "x [B, T, D]", x, mask, D=self.d_model, allow_empty=state is not None)
         if deterministic is None:
             deterministic = self.attention_dropout.deterministic
         if deterministic or not self.attention_dropout.rate:
@@ -196,6 +197,7 @@ class Softmax(nnx.Module):
 
     def step(self, x_t: Float[Array, "B D"], state: SoftmaxState) -> tuple[Float[Array, "B D"], SoftmaxState]:
         """One token, without dropout: its output and the state after it. Raises as `__call__` does."""
+        check_shapes("softmax", "x_t [B, D]", x_t, D=self.d_model)
         y, state = self(x_t[:, None], state=state, return_state=True, deterministic=True)
         return y[:, 0], state
 

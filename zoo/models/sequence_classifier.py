@@ -75,6 +75,9 @@ class SequenceClassifier(nnx.Module):
           mask: True at real positions; None where all are.
           deterministic: no dropout; None for the module's own mode (`.train()`, `.eval()`).
           rngs: a `dropout` stream, where dropout is on.
+
+        Raises:
+          ValueError, TypeError: as `Encoder` does.
         """
         x = self.encoder(inputs, mask=mask, deterministic=deterministic, rngs=rngs)
         x = pool(x, mask, self.pooling).astype(jnp.float32)

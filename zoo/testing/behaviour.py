@@ -1,5 +1,6 @@
 """What a mixer computes: shapes, gradients, causality, padding, decoding, dropout, implementations, learning."""
 
+import re
 from typing import Any
 
 import jax
@@ -276,6 +277,43 @@ def check_errors(case: Case) -> None:
             message = _message(lambda causal=causal: case.make(causal=causal), f"causal={causal}", ValueError)
             assert "causal" in message, f"causal={causal}: the message does not say why: {message}"
             assert len(message.split()) > 5, f"causal={causal}: the message does not say why: {message}"
+
+
+def check_wrong_shapes(case: Case) -> None:
+    """What is misshapen raises while it is traced; the message names the argument, the axis, what is due and what came.
+
+    `zoo.layers.shapes.check_shapes`, at the start of `__call__` and of `step`, does all of it.
+    """
+    x, run = case.x(), case.apply()
+    (B, T, D) = x.shape
+    wrong_x = [(T, D), (B, T, D, 1), (B, T, D + 1), (B, 0, D)]
+    _refuses("x", lambda x: run(case.params, x), x.shape, wrong_x)
+    if case.spec.padding_mask:
+        # Broadcasting would take most of these.
+        wrong_mask = [(T,), (B, T, 1), (1, T), (B, 1)]
+        _refuses("mask", lambda mask: run(case.params, x, mask=mask), (B, T), wrong_mask, bool)
+        message = _message(lambda: run(case.params, x, mask=np.ones((B, T), np.int32)), "a mask of integers")
+        assert "mask" in message, f"a mask of integers: the message does not name it: {message}"
+    if case.causal and case.spec.decode:
+        state = run(case.params, B, method="init_state")
+        wrong_x_t = [(D,), (B, 1, D), (B, D + 1)]
+        _refuses("x_t", lambda x_t: run(case.params, x_t, state, method="step"), (B, D), wrong_x_t)
+
+
+def _refuses(name: str, call: Any, due: tuple[int, ...], wrong: list[tuple[int, ...]], dtype: Any = np.float32) -> None:
+    """`call` raises for every `wrong` shape of its argument, with what `due` and that shape make one expect to read."""
+    for shape in wrong:
+        what = f"{name} of shape {shape} instead of {due}"
+        message = _message(lambda shape=shape: jax.eval_shape(call, np.zeros(shape, dtype)), what)
+        if len(shape) == len(due):
+            axis = next(axis for axis, size in enumerate(shape) if size != due[axis])
+            expected = [name, f"axis {axis}", shape[axis], *([due[axis]] if shape[axis] else [])]
+        else:
+            expected = [name, *shape]
+        missing = [str(part) for part in expected if not re.search(rf"\b{part}\b", message)]
+        assert not missing, (
+            f"{what}: the message lacks {', '.join(missing)} (zoo.layers.shapes.check_shapes has all): {message}"
+        )
 
 
 def _message(function: Any, what: str, kinds: Any = (ValueError, TypeError)) -> str:
