@@ -1,9 +1,12 @@
 """Where a run's numbers go: a JSONL file always, TensorBoard and Weights & Biases where wanted, and the console."""
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -35,40 +38,101 @@ class MetricLog:
       folder: the run directory.
       recipe: of the run.
       position: bytes of metrics.jsonl to keep; what an interrupted run wrote after its last checkpoint goes.
+      step: the step that the run resumes from, 0 for a fresh one; later ones disappear from the mirrors too.
 
     Raises:
       ModuleNotFoundError: the recipe asks for a logger that is not installed; the message names the extra.
+      ValueError: metrics.jsonl is shorter than `position`.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, position: int = 0):
+    def __init__(self, folder: Path, recipe: Recipe, *, position: int = 0, step: int = 0):
         self._mirrors = []
-        wants = recipe.train.tensorboard
-        if wants or (wants is None and importlib.util.find_spec("tensorboardX")):
-            self._mirrors.append(_TensorBoard(folder / "tensorboard"))
-        if recipe.train.wandb:
-            self._mirrors.append(_Wandb(folder, recipe))
-        self._file = (folder / "metrics.jsonl").open("a+b")
-        self._file.truncate(position)
-        self._file.seek(0, os.SEEK_END)
+        with contextlib.ExitStack() as opened:
+            wants = recipe.train.tensorboard
+            if wants or (wants is None and importlib.util.find_spec("tensorboardX")):
+                self._mirrors.append(
+                    opened.enter_context(contextlib.closing(_TensorBoard(folder / "tensorboard", step)))
+                )
+            if recipe.train.wandb:
+                self._mirrors.append(opened.enter_context(contextlib.closing(_Wandb(folder, recipe))))
+            # Unbuffered, so that a line that the disk refused is not tried again when the file is closed.
+            self._file = opened.enter_context((folder / "metrics.jsonl").open("a+b", buffering=0))
+            size = self._file.seek(0, os.SEEK_END)
+            if size < position:
+                raise ValueError(_too_short("metrics.jsonl", size, position))
+            self._file.truncate(position)
+            self._file.seek(0)
+            self._hash = hashlib.file_digest(self._file, "sha256")
+            self._bytes = position
+            self._opened = opened.pop_all()
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Adds one line: {"step": ..., "split": ..., metrics}."""
+        """Adds one line: {"step": ..., "split": ..., metrics}.
+
+        Raises:
+          OSError: the line could not be written; the file ends with the line before it.
+        """
         line = {"step": step, "split": split, **{name: _finite(value) for name, value in metrics.items()}}
-        self._file.write((json.dumps(line) + "\n").encode())
-        self._file.flush()
+        self._append((json.dumps(line) + "\n").encode())
         for mirror in self._mirrors:
             mirror.write(step, split, metrics)
 
-    def position(self) -> int:
-        """Bytes written, on disk."""
+    def mark(self) -> dict[str, Any]:
+        """How much is written, now on disk, and its checksum: {"bytes": ..., "sha256": ...}; see `check_mark`."""
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        for mirror in self._mirrors:
+            mirror.flush()
+        return {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
         """Closes the file and the mirrors."""
-        self._file.close()
-        for mirror in self._mirrors:
-            mirror.close()
+        self._opened.close()
+
+    def _append(self, data: bytes) -> None:
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._bytes)
+            raise
+        self._hash.update(data)
+        self._bytes += len(data)
+
+
+class NoLog:
+    """What a `MetricLog` is on processes that write nothing."""
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def mark(self) -> dict[str, Any]:
+        """The mark of an empty file."""
+        return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def check_mark(path: Path, mark: Mapping[str, Any]) -> str | None:
+    """Says what is wrong with a file that should begin with what `MetricLog.mark` marked; None if it does."""
+    if not mark["bytes"]:
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(mark["bytes"])
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    if len(head) < mark["bytes"]:
+        return _too_short(path.name, len(head), mark["bytes"])
+    if hashlib.sha256(head).hexdigest() != mark["sha256"]:
+        return f"the first {mark['bytes']} bytes of {path.name} are not those that were written (checksum)"
+    return None
+
+
+def _too_short(name: str, size: int, wanted: int) -> str:
+    return f"{name} has {size} bytes instead of {wanted}"
 
 
 def _finite(value: float) -> float | None:
@@ -76,39 +140,156 @@ def _finite(value: float) -> float | None:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int):
         try:
             from tensorboardX import SummaryWriter
         except ModuleNotFoundError as error:
             message = "train.tensorboard=true needs tensorboardX: pip install 'seqzoo[tensorboard]'."
             raise ModuleNotFoundError(message) from error
-        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        # TensorBoard drops what earlier files hold of the purge step and of later ones: step itself stays. A run that
+        # was stopped before its first checkpoint left files as well, so that 0 is no exception.
+        # Files are named and read in order by the second; the suffix is for those of one second.
+        suffix = f".{len(list(folder.glob('*'))):04d}"
+        self._writer = SummaryWriter(str(folder), flush_secs=10, purge_step=step + 1, filename_suffix=suffix)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(f"{split}/{name}", float(value), step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
 
 
 class _Wandb:
+    """One W&B run for one run directory, however often that is resumed."""
+
     def __init__(self, folder: Path, recipe: Recipe):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("train.wandb needs wandb: pip install 'seqzoo[wandb]'.") from error
-        self._run = wandb.init(project=recipe.train.wandb, dir=str(folder), config=recipe.to_dict(), resume="allow")
+        path = folder / "wandb-id"
+        if not path.exists():
+            write_text(path, secrets.token_hex(8) + "\n")
+        self._run = wandb.init(
+            project=recipe.train.wandb,
+            id=path.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(folder),
+            config=recipe.to_dict(),
+        )
+        # W&B cannot take steps back, and warns of each line that it drops. Those before this step are there already,
+        # from before the interruption. (Offline, W&B does not know of them: what is repeated is in both of its files.)
+        self._first = self._run.step
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        self._run.log({f"{split}/{name}": float(value) for name, value in metrics.items()}, step=step)
+        if step >= self._first:
+            self._run.log({f"{split}/{name}": float(value) for name, value in metrics.items()}, step=step)
+
+    def flush(self) -> None:
+        """W&B writes by itself."""
 
     def close(self) -> None:
         self._run.finish()
 
 
+def memory_text() -> str:
+    """The first device's memory in use and its limit ("3.1/80 GB"), or that of this process ("1.2 GB") on a CPU."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_in_use" not in stats:
+        return f"{_resident_bytes() / 1e9:.1f} GB"
+    limit = f"/{stats['bytes_limit'] / 1e9:.0f}" if stats.get("bytes_limit") else ""
+    return f"{stats['bytes_in_use'] / 1e9:.1f}{limit} GB"
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux: the peak is the nearest that there is
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration to read: "75 s", "12 min", "1 h 02 min", "3 d 04 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"
+
+
+class _Pace:
+    """Steps a second of late, and the time left. Pauses (to compile, evaluate, save) do not slow the rate.
+
+    Args:
+      done: steps done before.
+    """
+
+    memory_seconds = 30.0
+
+    def __init__(self, done: int):
+        self._start = self._done = done
+        self._steps = self._seconds = 0.0
+        self._since: float | None = None  # when the step in progress began; None where that is not known
+        self._doing, self._began = "", 0.0
+        self._pauses: dict[str, tuple[int, float]] = {}  # by kind: how many, and their seconds for each step so far
+
+    def step(self, done: int) -> None:
+        now = time.monotonic()
+        if self._doing:
+            self.pause("")
+        elif self._since is not None:
+            seconds = now - self._since
+            kept = math.exp(-seconds / self.memory_seconds)
+            self._steps = kept * self._steps + done - self._done
+            self._seconds = kept * self._seconds + seconds
+        self._since, self._done = now, done
+
+    def pause(self, kind: str) -> None:
+        """From now on `kind` is done instead of steps; "" for steps again."""
+        if kind == self._doing:
+            return
+        now = time.monotonic()
+        # The step after a compilation is the first in the device's queue: it is handed over, not done, in no time.
+        self._since = None if self._doing == "compiling" else now
+        if self._doing not in ("", "compiling"):
+            count = self._pauses.get(self._doing, (0, 0.0))[0] + 1
+            # The newest is taken for all, because the first one compiles.
+            self._pauses[self._doing] = count, count * (now - self._began) / max(self._done - self._start, 1)
+        self._doing, self._began = kind, now
+
+    def rate(self) -> float:
+        """Steps a second; 0 where it is not known yet."""
+        return self._steps / self._seconds if self._seconds else 0.0
+
+    def seconds_left(self, total: int) -> float:
+        """With evaluations and checkpoints as often as so far; 0 where it is not known yet."""
+        seconds = 1 / self.rate() + sum(share for _, share in self._pauses.values()) if self.rate() else 0.0
+        return (total - self._done) * seconds
+
+    def texts(self, total: int, left_word: str = "") -> list[str]:
+        """Rate and time left, as far as they are known."""
+        rate, left = self.rate(), self.seconds_left(total)
+        if not rate:
+            return []
+        digits = 2 if rate < 10 else 1 if rate < 100 else 0
+        text = f"{rate:.{digits}f} step/s" if rate >= 0.1 else f"{1 / rate:.0f} s/step"
+        return [text, duration_text(left) + left_word] if left else [text]
+
+
 class Console:
-    """A progress bar with rate and ETA on a terminal, plain lines in a log; silent if not `enabled`.
+    """Progress: a bar on a terminal, plain lines in a log; silent if not `enabled`.
 
     Args:
       total: number of steps.
@@ -117,49 +298,66 @@ class Console:
     """
 
     def __init__(self, total: int, *, start: int = 0, enabled: bool = True):
-        self._total, self._start, self._done = total, start, start
-        self._began = time.monotonic()
-        self._enabled = enabled
+        self._total, self._done, self._enabled = total, start, enabled
+        self._pace = _Pace(start)
+        self._status = self._numbers = self._memory = ""
+        self._looked = -math.inf
+        self._told_compiling = False
         self._progress = None
         if enabled and sys.stderr.isatty():
             from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            self._progress = Progress(
-                BarColumn(bar_width=10),  # all columns together fit a terminal of 80
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=RichConsole(stderr=True),
-            )
-            self._bar = self._progress.add_task("train", total=total, completed=start, rate="", text="")
+            # All numbers are one text, of which a narrow terminal cuts no more than the end.
+            text = TextColumn("{task.fields[text]}", markup=False)
+            self._progress = Progress(BarColumn(bar_width=6), text, console=RichConsole(stderr=True))
+            self._bar = self._progress.add_task("train", total=total, completed=start, text="")
             self._progress.start()
+            self._show()
 
     def step(self, done: int) -> None:
-        """`done` steps are done."""
-        self._done = done
-        if self._progress is not None:
-            self._progress.update(self._bar, completed=done, rate=f"{self._rate():.2f} step/s")
+        """`done` steps are done, and what `status` said is over."""
+        self._done, self._status = done, ""
+        if self._enabled:
+            self._pace.step(done)
+            self._show()
+
+    def status(self, text: str) -> None:
+        """Shows on the bar what is done instead of steps ("compiling", "saving"), until the next step or ""."""
+        self._status = text
+        if not self._enabled:
+            return
+        kind = text.partition(" ")[0]
+        self._pace.pause(kind)
+        self._show()
+        if self._progress is None and kind == "compiling" and not self._told_compiling:
+            self._told_compiling = True
+            self.line(text)
+
+    def evaluation(self, done: int, total: int) -> None:
+        """Shows on the bar how far an evaluation is, in batches."""
+        self.status(f"validation {done}/{total}")
 
     def metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Shows metrics as of `step`."""
-        text = " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "examples")
-        if self._progress is not None:
-            if split == "train":
-                shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", "lr")}
-                self._progress.update(self._bar, text=" ".join(f"{name} {value:.3g}" for name, value in shown.items()))
-            else:
-                self._progress.console.print(f"step {step} {split} {text}", highlight=False)
-        elif self._enabled:
-            rate = self._rate()
-            eta = f", {rate:.2f} step/s, {(self._total - step) / rate:.0f} s left" if rate else ""
-            self.line(f"step {step}/{self._total} {split} {text}{eta}")
+        shown = {name: value for name, value in metrics.items() if name != "examples"}
+        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if not self._enabled:
+            return
+        if split != "train":
+            self.line(f"step {step}/{self._total} {split} {text}")
+        elif self._progress is None:
+            how = [*self._pace.texts(self._total, " left"), self._memory_now()]
+            self.line(f"step {step}/{self._total} train {', '.join([text, *how])}")
+        else:
+            short = [f"{name} {_short(value)}" for name, value in shown.items() if name not in ("grad_norm", "lr")]
+            self._numbers = " ".join(short)
+            self._show()
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, markup=False)
         elif self._enabled:
             print(text, file=sys.stderr, flush=True)
 
@@ -168,5 +366,17 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
 
-    def _rate(self) -> float:
-        return (self._done - self._start) / max(time.monotonic() - self._began, 1e-9)
+    def _show(self) -> None:
+        if self._progress is not None:
+            doing = [self._status] if self._status else self._pace.texts(self._total)
+            parts = [f"{self._done}/{self._total}", *doing, self._memory_now(), self._numbers]
+            self._progress.update(self._bar, completed=self._done, text=" ".join(parts).rstrip())
+
+    def _memory_now(self) -> str:
+        if time.monotonic() - self._looked >= 1:
+            self._memory, self._looked = memory_text(), time.monotonic()
+        return self._memory
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.3g}"
