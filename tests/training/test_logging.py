@@ -243,7 +243,8 @@ def test_wandb_itself_offline(tmp_path, monkeypatch):
         log.write(start + 1, "train", {"loss": 1.0})
         log.close()
     name = (tmp_path / "wandb-id").read_text().strip()
-    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))) == 2
+    files = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")]
+    assert set(files) == {f"run-{name}.wandb"}  # W&B gives one folder to both within a second
 
 
 @pytest.mark.parametrize(("option", "package"), [("tensorboard=true", "tensorboardX"), ("wandb=mine", "wandb")])
