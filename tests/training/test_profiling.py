@@ -17,7 +17,7 @@ def train(profiler, start, stop):
     x, waited = jnp.ones((8, 8)), []
     for step in range(start, stop):
         profiler.before(step)
-        with profiler.annotate(step + 1):
+        with profiler.annotate(step):
             x = update(x)
         profiler.after(step + 1, lambda: waited.append(step + 1) or x.block_until_ready())  # noqa: B023
     return waited

@@ -42,7 +42,7 @@ def check_window(window: tuple[int, int], start: int, steps: int) -> None:
 class Profiler:
     """Traces the updates of a window; does nothing outside it.
 
-    An update is made as: `before(step)`; the update, under `annotate(step + 1)`; `after(step + 1, wait)`.
+    An update is made as: `before(step)`; the update, under `annotate(step)`; `after(step + 1, wait)`.
 
     Args:
       folder: the run directory; traces go to its folder `profile`, each to one of its own.
@@ -69,10 +69,10 @@ class Profiler:
             self._running = True
 
     def annotate(self, step: int) -> contextlib.AbstractContextManager:
-        """A context that names what runs in it update `step` in the trace."""
+        """A context for the update after step `step`, which the trace then shows as "train" with its number."""
         if not self._running:
             return contextlib.nullcontext()
-        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+        return jax.profiler.StepTraceAnnotation("train", step_num=step + 1)
 
     def after(self, step: int, wait: Callable[[], None]) -> None:
         """To be called after each update.
