@@ -50,6 +50,16 @@ class Recorder(nnx.Module):
         return 0 * x
 
 
+class Normed(nnx.Module):
+    """A mixer with running statistics, which a training call changes."""
+
+    def __init__(self, d_model, *, rngs):
+        self.norm = nnx.BatchNorm(d_model, momentum=0.5, rngs=rngs)
+
+    def __call__(self, x, *, mask=None, deterministic=None, rngs=None):
+        return self.norm(x, use_running_average=deterministic)
+
+
 @pytest.fixture
 def spy():
     registry.register_mixer("spy", title="Spy")(Spy)
@@ -57,12 +67,19 @@ def spy():
     del registry._registered["spy"]
 
 
+@pytest.fixture(scope="module")
+def normed():
+    registry.register_mixer("normed", title="Batch norm")(Normed)
+    yield "normed"
+    del registry._registered["normed"]
+
+
 def mixer_of(config, rngs) -> Any:
     return make_mixer(config, rngs)
 
 
 def run_all(config):
-    """Parameters, loss, hidden vectors and gradients, with dropout."""
+    """Parameters, loss, hidden vectors, gradients and the other variables after the call, with dropout."""
     functional = Functional(lambda rngs: Encoder(config, rngs=rngs))
     params, rest = functional.init(jax.random.key(0))
 
@@ -71,12 +88,12 @@ def run_all(config):
         def loss(params):
             module = functional.module(params, rest)
             y = module(TOKENS, mask=MASK, deterministic=False, rngs=nnx.Rngs(dropout=KEY))
-            return jnp.square(jnp.where(MASK[..., None], y, 0)).mean() + y[0, 0, 0], y
+            return jnp.square(jnp.where(MASK[..., None], y, 0)).mean() + y[0, 0, 0], (y, functional.rest(module))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    (loss, y), grads = run(params)
-    return params, loss, y, grads
+    (loss, (y, rest)), grads = run(params)
+    return params, loss, y, grads, rest
 
 
 def stack(tree):
@@ -93,12 +110,62 @@ def loop():
 
 @pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (False, "full"), (True, "dots")])
 def test_scan_and_recomputation_change_nothing(scan, remat, loop):
-    params, loss, y, grads = run_all(dataclasses.replace(CONFIG, dropout=0.2, scan_layers=scan, remat=remat))
+    params, loss, y, grads, rest = run_all(dataclasses.replace(CONFIG, dropout=0.2, scan_layers=scan, remat=remat))
     expected = [stack(tree) if scan else tree for tree in (loop[0], loop[3])]
     jax.tree.map(np.testing.assert_array_equal, params, expected[0])
     np.testing.assert_allclose(loss, loop[1], rtol=1e-5)
     np.testing.assert_allclose(y, loop[2], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected[1])
+    assert rest == {}
+
+
+@pytest.fixture(scope="module")
+def normed_loop(normed):
+    return run_all(dataclasses.replace(CONFIG, mixer=normed, dropout=0.2))
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (False, "full"), (True, "full")])
+def test_running_statistics_come_out_of_scan_and_recomputation(scan, remat, normed, normed_loop):
+    expected = [stack(tree) if scan else tree for tree in normed_loop[3:]]
+    config = dataclasses.replace(CONFIG, mixer=normed, dropout=0.2, scan_layers=scan, remat=remat)
+    _, loss, y, grads, rest = run_all(config)
+    np.testing.assert_allclose(loss, normed_loop[1], rtol=1e-5)
+    np.testing.assert_allclose(y, normed_loop[2], atol=1e-5)
+    for tree, other in zip((grads, rest), expected, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tree, other)
+    for leaf in jax.tree.leaves(rest):  # means start at 0, variances at 1
+        assert float(jnp.minimum(abs(leaf), abs(leaf - 1)).max(axis=-1).min()) > 1e-2
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_running_statistics_stay_in_the_module(graph, normed):
+    """Called as it is, twice; then in evaluation, which reads them and writes nothing."""
+    results = []
+    for scan, remat in ((False, "none"), (True, "none"), (False, "full"), (True, "full")):
+        config = dataclasses.replace(CONFIG, mixer=normed, ffn="none", scan_layers=scan, remat=remat)
+        with nnx.set_graph_mode(graph), nnx.set_graph_updates(graph):
+            module = Encoder(config, rngs=nnx.Rngs(0))
+            fresh = module(TOKENS, deterministic=True)
+            for tokens in (TOKENS, TOKENS[:1]):
+                module(tokens, deterministic=False)
+            # The module is a constant of the trace, where it cannot be written to.
+            y = jax.jit(lambda tokens, module=module: module(tokens, deterministic=True))(TOKENS)
+        assert float(abs(y - fresh).max()) > 1e-2
+        rest = Functional.rest(module)
+        results.append((y, rest if scan else stack(rest)))
+    for result in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, results[0])
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (False, "full"), (True, "full")])
+def test_what_no_block_changes_leaves_no_block(scan, remat, normed):
+    """Each scanned or recomputed block gives its hidden vectors only, if nothing changes."""
+    config = dataclasses.replace(CONFIG, mixer=normed, ffn="none", scan_layers=scan, remat=remat)
+    module = Encoder(config, rngs=nnx.Rngs(0))
+    for training, outputs in ((False, 1), (True, 3)):
+        program = jax.make_jaxpr(lambda tokens, t=training: nnx.clone(module)(tokens, deterministic=not t))(TOKENS)
+        blocks = [eqn for eqn in program.eqns if eqn.primitive.name in ("scan", "checkpoint", "remat", "remat2")]
+        assert [len(eqn.outvars) for eqn in blocks] == [outputs] * (1 if scan else config.num_layers)
 
 
 def test_every_layer_and_every_key_drops_others(spy):

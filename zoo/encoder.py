@@ -265,18 +265,41 @@ class Encoder(nnx.Module):
 
         def run(state, x, key):
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            return nnx.merge(graph, state)(x, mask=mask, deterministic=deterministic, rngs=rngs)
+            block = nnx.merge(graph, state)
+            before = _arrays(block)
+            x = block(x, mask=mask, deterministic=deterministic, rngs=rngs)
+            return x, _changed(block, before)
 
         if config.remat != "none":
             policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             run = jax.checkpoint(run, policy=policy)
         if config.scan_layers:
-            return jax.lax.scan(lambda x, layer: (run(layer[0], x, layer[1]), None), x, (nnx.state(blocks[0]), keys))[0]
+            x, changed = jax.lax.scan(lambda x, layer: run(layer[0], x, layer[1]), x, (nnx.state(blocks[0]), keys))
+            nnx.update(blocks[0], changed)
+            return x
         for index, block in enumerate(blocks):
             key = None if keys is None else keys[index]
             if config.remat == "none":
                 rngs = None if key is None else nnx.Rngs(dropout=key)
                 x = block(x, mask=mask, deterministic=deterministic, rngs=rngs)
             else:
-                x = run(nnx.state(block), x, key)
+                x, changed = run(nnx.state(block), x, key)
+                nnx.update(block, changed)
         return x
+
+
+def _arrays(block: nnx.Module) -> dict[Any, list[Any]]:
+    """The arrays of a block's variables that are no parameters, by path."""
+    variables = nnx.to_flat_state(nnx.state(block, nnx.Not(nnx.Param)))
+    return {path: jax.tree.leaves(variable) for path, variable in variables}
+
+
+def _changed(block: nnx.Module, before: dict[Any, list[Any]]) -> nnx.State:
+    """The variables that hold other arrays than `before`; running statistics after a training call, say.
+
+    What a block leaves as it is stays inside its trace: it costs nothing, and the encoder, which may be a constant of
+    an outer trace, is not written to.
+    """
+    after = _arrays(block)
+    paths = {path for path in after if list(map(id, after[path])) != list(map(id, before.get(path, ())))}
+    return nnx.state(block, lambda path, _: path in paths)
