@@ -1,6 +1,8 @@
 """The command line: what it prints, and how it leaves."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -102,14 +104,21 @@ def test_tracebacks_on_demand(zoo, monkeypatch):
         zoo("describe", "sofmax")
 
 
-def test_an_interrupt_says_how_to_go_on(zoo, monkeypatch):
-    def interrupt(*_, **__):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_says_how_to_go_on_and_has_its_code(name, zoo, monkeypatch):
+    before = signal.getsignal(signal.Signals[name])
+    monkeypatch.setattr(cli, "_describe", lambda _: os.kill(os.getpid(), signal.Signals[name]))
+    code = 128 + signal.Signals[name]
+    assert zoo("describe", "softmax") == (code, "", f"zoo: stopped by {name}; the same command goes on.\n")
+    assert signal.getsignal(signal.Signals[name]) == before
+
+
+def test_an_interrupt_from_elsewhere_is_one_too(zoo, monkeypatch):
+    def interrupt(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_describe", interrupt)
-    assert zoo("describe", "softmax")[0] == "zoo: interrupted; the same command goes on."
-    monkeypatch.setattr("zoo.training.run.train", interrupt)
-    assert "the same command with --resume goes on" in zoo("train", "lra/smoke/listops")[0]
+    assert zoo("describe", "softmax") == (130, "", "zoo: stopped by SIGINT; the same command goes on.\n")
 
 
 def test_list(zoo):
@@ -184,22 +193,24 @@ def test_train_evaluate_and_resume(zoo, tmp_path):
     code, out, err = zoo("train", "mine.yaml", "train.seed=3", "--run-dir", "here")
     assert code == 0, err
     result = json.loads((tmp_path / "here" / "result.json").read_text())
-    line = f"toy_mean on toy/last (toy), seed 3: test accuracy {result['best']['test']['accuracy']:.2%} (best, step "
-    assert out.startswith(line)
+    test = result["best"]["test"]
+    said = f"accuracy {test['accuracy']:.4g}, loss {test['loss']:.4g} (best, step "
+    assert out.startswith(f"toy_mean on toy/last (toy), seed 3: test {said}")
     assert "baselines: majority" in out
     assert f"{result['parameters']:,} parameters" in out
     assert "step 20/20 validation accuracy" in err
+    first = out
 
     code, out, _ = zoo("evaluate", "here", "--split", "validation", "--which", "last")
     evaluated = json.loads(out)
     assert evaluated["accuracy"] == result["last"]["validation"]["accuracy"]
     assert (evaluated["step"], evaluated["examples"], evaluated["split"]) == (20, 37, "validation")
 
-    code, _, err = zoo("train", "mine.yaml", "train.seed=3", "--run-dir", "here")
+    assert zoo("train", "mine.yaml", "train.seed=3", "--run-dir", "here")[:2] == (0, first)
+    code, _, err = zoo("train", "mine.yaml", "train.seed=3", "--run-dir", "here", "--no-resume")
     assert code == 1
-    assert "here holds a run already; add --resume" in err
-    assert zoo("train", "mine.yaml", "train.seed=3", "--run-dir", "here", "--resume")[0] == 0
-    code, _, err = zoo("train", "mine.yaml", "--run-dir", "here", "--resume")
+    assert "here holds a run; leave out --no-resume" in err
+    code, _, err = zoo("train", "mine.yaml", "--run-dir", "here")
     assert code == 1
     assert "train.seed (3 there, 0 here)" in err
 

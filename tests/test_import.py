@@ -18,11 +18,12 @@ MODULES = sorted(
 MAY_USE = {
     "typing": (),
     "registry": (),
+    "files": (),
     "ops": ("typing",),
     "layers": ("typing", "ops"),
     "mixers": ("typing", "ops", "layers", "registry"),
     "functional": ("typing",),
-    "data": (),
+    "data": ("files",),
     "tasks": ("typing", "registry", "data"),
     "encoder": ("typing", "registry", "layers", "functional"),
     "models": ("typing", "registry", "ops", "layers", "encoder"),

@@ -2,23 +2,34 @@
 
 import argparse
 import json
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zoo import __version__, registry
+from zoo.training.signals import Interrupted, signals_raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; exits with 2 and one line on a wrong request, 1 on a run that failed."""
+    """Runs the command line.
+
+    Exit codes: 0 done, 1 a run that failed, 2 a request that cannot be met, 130 stopped by SIGINT, 143 by SIGTERM.
+    """
     args = _parse(argv)
+    if not os.environ.get("ZOO_TRACEBACK"):
+        # Orbax logs the whole traceback of an error that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        args.run(args)
-    except KeyboardInterrupt:
-        again = "the same command with --resume goes on" if args.run is _train else "the same command goes on"
-        raise SystemExit(f"zoo: interrupted; {again}.") from None
+        with signals_raise():
+            args.run(args)
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print(f"zoo: {stopped}; the same command goes on.", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
@@ -56,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("recipe", help="a shipped recipe (`zoo list --kind recipe`) or a YAML file")
     recipe.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.lr=3e-3")
 
+    devices = argparse.ArgumentParser(add_help=False)
+    group = devices.add_argument_group("devices")
+    group.add_argument("--devices", type=int, help="use that many of each process (default: all; a CPU simulates them)")
+    group.add_argument("--mesh", help="how they are laid out, as in data=4,fsdp=2 (default: all on data)")
+    group.add_argument("--distributed", action="store_true", help="several processes, found through SLURM, MPI or TPU")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="or: where process 0 is, the same in every process,")
+    group.add_argument("--num-processes", type=int, help="how many there are,")
+    group.add_argument("--process-id", type=int, help="and which this is, from 0")
+
     command("doctor", _doctor, "Show versions, devices, data and what to type next.", [data_dir])
 
     sub = command("list", _list, "List what is registered.")
@@ -84,12 +104,15 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--verify", action="store_true", help="compute the checksum of every file")
         sub.add_argument("--seed", type=int, default=0, help="of data that is drawn")
 
-    sub = command("train", _train, "Train a variant by a recipe.", [recipe, data_dir])
+    sub = command("train", _train, "Train a variant by a recipe.", [recipe, data_dir, devices])
     sub.add_argument("--variant", help="a registered variant, or a .py file that registers one")
     sub.add_argument("--run-dir", type=Path, help="default: runs/RECIPE/VARIANT-sSEED")
-    sub.add_argument("--resume", action="store_true", help="go on with what the run directory holds")
+    text = "go on with what the run directory holds (the default), or refuse a directory that holds a run"
+    sub.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
+    sub.add_argument("--profile", metavar="steps=FIRST:LAST", help="trace these updates into RUN_DIR/profile")
+    sub.add_argument("--dry-run", action="store_true", help="check everything, show what would run, compute nothing")
 
-    sub = command("evaluate", _evaluate, "Evaluate a run's parameters.", [data_dir])
+    sub = command("evaluate", _evaluate, "Evaluate a run's parameters.", [data_dir, devices])
     sub.add_argument("run_dir", type=Path)
     sub.add_argument("--which", choices=["best", "last"], default="best")
     sub.add_argument("--split", choices=["train", "validation", "test"], default="test")
@@ -177,32 +200,81 @@ def _data_info(args: argparse.Namespace) -> None:
     print(json.dumps(task.describe(), indent=2))
 
 
+def _layout(args: argparse.Namespace) -> Any:
+    """The devices asked for, after the other processes have been found."""
+    from zoo.training import processes
+    from zoo.training.sharding import Layout, parse_mesh
+
+    mesh = {} if args.mesh is None else parse_mesh(args.mesh)
+    processes.start(
+        coordinator=args.coordinator,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+        detect=args.distributed,
+        devices=args.devices,
+    )
+    return Layout(args.devices, mesh)
+
+
 def _train(args: argparse.Namespace) -> None:
+    from zoo.training.folder import default_run_dir
+    from zoo.training.processes import is_main
+    from zoo.training.profiling import parse_profile
     from zoo.training.recipe import load_recipe
-    from zoo.training.run import default_run_dir, train
+    from zoo.training.run import check, train
 
     recipe = load_recipe(args.recipe, args.overrides, variant=args.variant)
+    profile = None if args.profile is None else parse_profile(args.profile)
+    layout = _layout(args)
     folder = args.run_dir or default_run_dir(recipe)
-    result = train(recipe, folder, resume=args.resume, data_dir=args.data_dir)
+    if args.dry_run:
+        print(_plan_text(recipe, folder, check(recipe, data_dir=args.data_dir, layout=layout, profile=profile)))
+        return
+    result = train(recipe, folder, resume=args.resume, data_dir=args.data_dir, layout=layout, profile=profile)
+    if not is_main():
+        return
     chosen = result[result["select"]]
-    baselines = ", ".join(f"{name} {value:.2%}" for name, value in result["baselines"]["test"].items())
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in chosen["test"].items() if name != "examples")
+    baselines = ", ".join(f"{name} {value:.4g}" for name, value in result["baselines"]["test"].items())
     print(
         f"{result['variant']} on {result['task']}/{result['source']} ({result['protocol']}), seed {result['seed']}: "
-        f"test accuracy {chosen['test']['accuracy']:.2%} ({result['select']}, step {chosen['step']}); "
+        f"test {metrics} ({result['select']}, step {chosen['step']}); "
         f"baselines: {baselines}; {result['parameters']:,} parameters; {folder / 'result.json'}"
     )
+
+
+def _plan_text(recipe: Any, folder: Path, plan: Any) -> str:
+    """What `--dry-run` shows: the resolved recipe, and what it amounts to."""
+    import math
+
+    import jax
+
+    from zoo.functional import count_parameters
+    from zoo.training.sharding import describe
+
+    leaves = jax.tree.leaves(plan.state)
+    here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    facts = {
+        "run directory": folder,
+        "data": "prepared" if plan.task.is_prepared() else "to be prepared first",
+        "parameters": f"{count_parameters(plan.functional.abstract_params):,}",
+        "devices": f"{plan.mesh.size} ({plan.mesh.devices.flat[0].device_kind}), {describe(plan.mesh)}",
+        "state": f"{here / 1e6:,.1f} MB on each device (parameters, optimizer and moving average)",
+    }
+    return recipe.to_yaml() + "\n".join(f"# {name + ':':15} {value}" for name, value in facts.items())
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from zoo.training.run import evaluate_run
 
-    result = evaluate_run(args.run_dir, which=args.which, split=args.split, data_dir=args.data_dir)
+    layout = _layout(args)
+    result = evaluate_run(args.run_dir, which=args.which, split=args.split, data_dir=args.data_dir, layout=layout)
     print(json.dumps(result, indent=2))
 
 
 def _compare(args: argparse.Namespace) -> None:
     from zoo.compare import compare
-    from zoo.training.run import recipe_path
+    from zoo.training.folder import recipe_path
 
     try:
         seeds = [int(seed) for seed in args.seeds.split(",")]

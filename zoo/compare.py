@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.files import write_json, write_text
 from zoo.training.build import make_task, model_maker, variant_spec
-from zoo.training.logging import write_json, write_text
+from zoo.training.folder import read_result
 from zoo.training.recipe import Recipe, load_recipe
-from zoo.training.run import finished_result, read_result
+from zoo.training.run import finished_result
+from zoo.training.signals import Interrupted
 
 
 def compare(
@@ -78,16 +80,33 @@ def _run(recipe: Recipe, folder: Path, data_dir: Path | None) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{folder.name}.yaml"
     write_text(path, recipe.to_yaml())
-    command = [sys.executable, "-m", "zoo", "train", str(path), "--run-dir", str(folder), "--resume"]
+    command = [sys.executable, "-m", "zoo", "train", str(path), "--run-dir", str(folder)]
     command += [] if data_dir is None else ["--data-dir", str(data_dir)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False)
+    code = _wait_for(command)
     result = read_result(folder)
-    if done.returncode or result is None:
+    if code or result is None:
         raise RuntimeError(
-            f"the run in {folder} failed (exit code {done.returncode}); its message is above. The same command goes on "
+            f"the run in {folder} failed (exit code {code}); its message is above. The same command goes on "
             "with the runs that are not finished."
         )
     return result
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """Runs a command; when this process is told to end, so is the command, which then saves what it has."""
+    # A group of its own, so that Ctrl-C reaches it once, through us: twice would end it unsaved.
+    group: dict[str, Any] = {} if os.name == "nt" else {"process_group": 0}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, **group) as process:
+        try:
+            return process.wait()
+        except Interrupted as stopped:
+            process.send_signal(stopped.signum)
+            process.wait()
+            raise
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

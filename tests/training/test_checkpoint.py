@@ -6,9 +6,9 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
+from zoo.training import checkpoint
 from zoo.training.checkpoint import CheckpointError, Checkpoints
 
 STATE = {"step": jnp.int32(3), "params": {"w": jnp.arange(6.0).reshape(2, 3), "layers": {"0": {"b": jnp.ones(2)}}}}
@@ -28,7 +28,6 @@ def saved(tmp_path_factory):
             # Saved means copied, though it is written in the background: what happens now is no matter.
             meta["window"]["loss"] = -1.0
             forget(state)
-        checkpoints.save(10, STATE, {"at": "again"})
         checkpoints.wait()
     return folder
 
@@ -69,12 +68,85 @@ def test_a_checkpoint_of_something_else_is_refused(saved, other, message):
         checkpoints.restore(other)
 
 
-def test_a_damaged_checkpoint_is_named(saved, tmp_path):
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "changed in a bit": flip,
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found_and_named(damage, saved, tmp_path):
+    files = [path for path in (saved / "10").rglob("*") if path.is_file() and path.stat().st_size]
+    names = [path.relative_to(saved / "10") for path in files]
+    checked = [name for name in names if name.name not in ("_CHECKPOINT_METADATA", "commit_success.txt")]
+    assert len(checked) >= 5
+    for index, name in enumerate(checked):
+        shutil.copytree(saved / "10", tmp_path / str(index) / "10")
+        DAMAGES[damage](tmp_path / str(index) / "10" / name)
+        with Checkpoints(tmp_path / str(index), keep=2, write=False) as checkpoints:
+            with pytest.raises(CheckpointError, match="The checkpoint cannot be used: ") as error:
+                checkpoints.check(10)
+            assert name.name in str(error.value) or "is not complete" in str(error.value)
+
+
+def test_a_checkpoint_that_orbax_cannot_read_is_named(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "last")
     shutil.rmtree(tmp_path / "last" / "10" / "state")
     damaged = pytest.raises(CheckpointError, match=r"last.10 cannot be read")
     with Checkpoints(tmp_path / "last", keep=2) as checkpoints, damaged:
         checkpoints.restore(STATE)
+
+
+def test_another_format_is_refused_with_both_versions(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 7)
+        with Checkpoints(tmp_path / "last", keep=1) as checkpoints:
+            checkpoints.save(1, STATE, META)
+    other = pytest.raises(CheckpointError, match=r"last.1 has checkpoint format 7, written by zoo .*reads format 1\.")
+    with Checkpoints(tmp_path / "last", keep=1, write=False) as checkpoints, other:
+        checkpoints.check(1)
+
+
+def test_of_a_step_that_is_there_the_bookkeeping_is_renewed(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "last")
+    with Checkpoints(tmp_path / "last", keep=2) as checkpoints:
+        checkpoints.save(10, jax.tree.map(jnp.zeros_like, STATE), {"at": "again"})
+        assert checkpoints.meta() == (10, {"at": "again"})
+        assert checkpoints.check(10)["step"] == 10
+        assert int(checkpoints.restore(STATE)["step"]) == 13
+
+
+def test_a_writer_clears_what_was_left_half_written_and_a_reader_does_not(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "last")
+    half = tmp_path / "last" / "11.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp"
+    half.mkdir(parents=True)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with Checkpoints(tmp_path / "last", keep=1, write=False) as checkpoints:
+        assert checkpoints.steps() == [2, 10]
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    with Checkpoints(tmp_path / "last", keep=2) as checkpoints:
+        assert checkpoints.steps() == [2, 10]
+    assert not half.exists()
+
+
+def test_what_cannot_be_used_is_set_aside(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "last")
+    with Checkpoints(tmp_path / "last", keep=2) as checkpoints:
+        assert checkpoints.set_aside(10) == tmp_path / "damaged" / "last-10"
+        assert checkpoints.latest() == 2
+        assert (tmp_path / "damaged" / "last-10" / "manifest.json").is_file()
+        checkpoints.save(10, STATE, META)
+        checkpoints.wait()
+        assert checkpoints.check(10)["meta"] == json.loads(json.dumps(META))
+        checkpoints.set_aside(10)  # in the place of the first
 
 
 def test_those_that_are_not_wanted_go(saved, tmp_path):
@@ -85,17 +157,6 @@ def test_those_that_are_not_wanted_go(saved, tmp_path):
         checkpoints.keep_only({2, 11, 99})
         assert checkpoints.latest() == 11
     assert sorted(int(path.name) for path in (tmp_path / "last").iterdir()) == [2, 11]
-
-
-def test_the_bookkeeping_is_copied_before_it_is_written(tmp_path, monkeypatch):
-    given = []
-    write = ocp.args.JsonSave
-    monkeypatch.setattr(ocp.args, "JsonSave", lambda item: given.append(item) or write(item))
-    meta = {"window": {"loss": 1.0}}
-    with Checkpoints(tmp_path / "last", keep=1) as checkpoints:
-        checkpoints.save(1, STATE, meta)
-        meta["window"]["loss"] = 2.0
-    assert given == [{"window": {"loss": 1.0}}]
 
 
 def test_nothing_there(tmp_path):

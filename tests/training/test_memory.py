@@ -377,4 +377,4 @@ def test_the_plan_is_for_each_of_several_devices(run_python):
 def test_axes_that_change_with_the_settings(name):
     shapes = {"inputs": (8, 100), "pair": (8, 2, 100), "label": (8,), "features": (8, 100, 100)}
     resized = {"inputs": (4, 50), "pair": (4, 2, 50), "label": (4,), "features": (4, 50, 100)}
-    assert memory._resized(np.zeros(shapes[name], np.int8), 4, 100, 50).shape == resized[name]
+    assert memory.resized(np.zeros(shapes[name], np.int8), 4, 100, 50).shape == resized[name]

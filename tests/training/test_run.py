@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -12,85 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_runs import VALUES, arrays, assert_same_run, interrupt, metrics, recipe, run
 
 from zoo.training import loop
 from zoo.training.checkpoint import CheckpointError, Checkpoints
+from zoo.training.folder import RunError, default_run_dir, write_recipe
 from zoo.training.loop import Trainer, TrainingError
 from zoo.training.recipe import load_recipe, recipe_from_dict
-from zoo.training.run import RunError, default_run_dir, evaluate_run, load_run, train
-from zoo.training.sharding import make_mesh
-
-VALUES = {
-    "protocol": "toy",
-    "variant": "toy_mean",
-    "task": {"name": "toy", "source": "last"},
-    "model": {"d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": 8, "dropout": 0.1, "pooling": "last"},
-    "train": {
-        "steps": 60,
-        "batch_size": 16,
-        "lr": 0.02,
-        "warmup_steps": 5,
-        "weight_decay": 0.01,
-        "eval_every": 10,
-        "checkpoint_every": 20,
-        "log_every": 7,
-        "buckets": [6],
-        "tensorboard": False,
-    },
-    "published": {"softmax": 50.0},
-}
-
-
-def recipe(section="train", **options):
-    return recipe_from_dict({**VALUES, section: {**VALUES[section], **options}})
-
-
-def run(folder, recipe, **options):
-    return train(recipe, folder, progress=False, **options)
-
-
-def interrupt(folder, recipe, at, monkeypatch, **options):
-    """Trains until the host has read step `at`, then stops as a process does that is interrupted there."""
-    take = Trainer._take
-
-    def stop(self, step, sums):
-        take(self, step, sums)
-        if step == at:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_take", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, recipe, **options)
-
-
-def metrics(folder, split=None):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if split in (None, line["split"])]
-
-
-def arrays(folder, which):
-    """Step, bookkeeping and every array of the newest checkpoint, read without knowing what should be in it."""
-    import orbax.checkpoint as ocp
-
-    with Checkpoints(folder / "checkpoints" / which, keep=2) as saved:
-        step, meta = saved.meta()
-    state = ocp.StandardCheckpointer().restore((folder / "checkpoints" / which / str(step) / "state").resolve())
-    leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
-    return step, meta, leaves
-
-
-def assert_same_run(folder, other):
-    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    for which in ("best", "last"):
-        (step, meta, leaves), (other_step, other_meta, other_leaves) = arrays(folder, which), arrays(other, which)
-        assert (step, meta) == (other_step, other_meta)
-        assert leaves.keys() == other_leaves.keys()
-        for name, leaf in leaves.items():
-            np.testing.assert_array_equal(leaf, other_leaves[name], err_msg=name)
-    one, two = (json.loads((place / "result.json").read_text()) for place in (folder, other))
-    for name in ("best", "last", "parameters", "baselines", "steps"):
-        assert one[name] == two[name]
+from zoo.training.run import evaluate_run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -149,36 +77,12 @@ def test_result_json_is_complete_and_finite(unbroken):
 @pytest.mark.parametrize("stops", [[5, 53], [41, 60]], ids=str)
 def test_an_interrupted_run_repeats_the_unbroken_one_to_the_bit(stops, unbroken, tmp_path, monkeypatch):
     # Checkpoints are at 20, 40 and 60; the best so far is saved at any multiple of 10.
-    for index, stop in enumerate(stops):
-        interrupt(tmp_path, recipe(), stop, monkeypatch, resume=index > 0)
+    for stop in stops:
+        interrupt(tmp_path, recipe(), stop, monkeypatch)
         assert not (tmp_path / "result.json").exists()
-    result = run(tmp_path, recipe(), resume=True)
+    result = run(tmp_path, recipe())
     assert result["last"] == unbroken[1]["last"]
     assert_same_run(tmp_path, unbroken[0])
-
-
-def test_a_killed_process_can_go_on(unbroken, tmp_path, run_python):
-    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml())
-    code = """
-import os, signal
-from zoo.cli import main
-from zoo.training.loop import Trainer
-
-take = Trainer._take
-
-def kill(self, step, sums):
-    take(self, step, sums)
-    if step == 41:  # the checkpoint of step 40 may be half written
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Trainer._take = kill
-main(["train", "recipe.yaml", "--run-dir", "run"])
-"""
-    done = run_python("-c", code, check=False, JAX_DEFAULT_PRNG_IMPL="unsafe_rbg")
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (tmp_path / "run" / "result.json").exists()
-    run(tmp_path / "run", recipe(), resume=True)
-    assert_same_run(tmp_path / "run", unbroken[0])
 
 
 def test_the_written_recipe_repeats_the_run(unbroken, tmp_path):
@@ -191,13 +95,11 @@ def test_the_written_recipe_repeats_the_run(unbroken, tmp_path):
 def test_a_taken_directory_is_refused_and_a_finished_run_just_answers(unbroken):
     folder, result = unbroken
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(
-        RunError, match=r"unbroken holds a run already; add --resume to go on with it, or choose another"
-    ):
-        run(folder, recipe())
-    assert run(folder, recipe(), resume=True) == result
+    with pytest.raises(RunError, match=r"unbroken holds a run; leave out --no-resume to go on with it, or"):
+        run(folder, recipe(), resume=False)
+    assert run(folder, recipe()) == result
     with pytest.raises(RunError, match="holds a run of another recipe") as error:
-        run(folder, recipe(lr=0.03, seed=1), resume=True)
+        run(folder, recipe(lr=0.03, seed=1))
     assert "train.lr (0.02 there, 0.03 here)" in str(error.value)
     assert "train.seed (0 there, 1 here)" in str(error.value)
     assert str(error.value).count("there") == 2
@@ -207,8 +109,8 @@ def test_a_taken_directory_is_refused_and_a_finished_run_just_answers(unbroken):
 def test_a_run_without_its_log_is_still_a_run(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    with pytest.raises(RunError, match="holds a run already"):
-        run(tmp_path / "run", recipe())
+    with pytest.raises(RunError, match="holds a run;"):
+        run(tmp_path / "run", recipe(), resume=False)
 
 
 def test_a_request_that_cannot_run_takes_no_directory(toy, tmp_path, monkeypatch):
@@ -234,7 +136,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(toy, tmp_path, mo
             state, sums = step(state, batch, key)
             return state, {**sums, "loss": jnp.where(number == 25, jnp.nan, sums["loss"])}
 
-        return jax.jit(run_step)
+        return jax.jit(run_step, donate_argnums=0)
 
     monkeypatch.setattr(loop, "make_train_step", poisoned)
     message = r"the loss of step 25 is not finite \(loss nan, .*good checkpoint is step 20\. Try a smaller train\.lr"
@@ -311,7 +213,7 @@ def test_the_moving_average_is_what_is_saved_as_best(overfitted):
 def test_folders_that_are_no_runs(toy, tmp_path, unbroken):
     with pytest.raises(RunError, match=r"nothing is not a run directory: it has no recipe\.yaml"):
         load_run(tmp_path / "nothing")
-    (tmp_path / "recipe.yaml").write_text(recipe().to_yaml())
+    write_recipe(tmp_path, recipe())
     with pytest.raises(RunError, match="has no checkpoint yet"):
         load_run(tmp_path)
     (tmp_path / "checkpoints" / "best").mkdir(parents=True)
@@ -323,40 +225,9 @@ def test_folders_that_are_no_runs(toy, tmp_path, unbroken):
 
 def test_a_checkpoint_of_another_model_is_refused(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "run")
-    path = tmp_path / "run" / "recipe.yaml"
-    path.write_text(path.read_text().replace("d_model: 8", "d_model: 16"))
+    write_recipe(tmp_path / "run", recipe("model", d_model=16))
     with pytest.raises(CheckpointError, match="does not fit this model"):
         load_run(tmp_path / "run")
-
-
-@pytest.mark.parametrize("start", ["resumed", pytest.param("whole", marks=pytest.mark.slow)])
-def test_eight_devices_compute_what_one_does(start, toy, tmp_path, run_python, monkeypatch):
-    values = {**VALUES, "model": {**VALUES["model"], "dropout": 0.0}}
-    if start == "resumed":
-        values["train"] = {**VALUES["train"], "buckets": []}
-        interrupt(tmp_path / "eight", recipe_from_dict(values), 47, monkeypatch)
-    run(tmp_path / "one", recipe_from_dict(values))
-    code = """
-import jax
-from zoo.training.recipe import load_recipe
-from zoo.training.run import train
-assert jax.device_count() == 8
-result = train(load_recipe("one/recipe.yaml"), "eight", resume=True, progress=False)
-assert result["environment"]["device"] == "8 x cpu"
-"""
-    environment = {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run_python("-c", code, **environment)
-    for ours, theirs in zip(metrics(tmp_path / "eight"), metrics(tmp_path / "one"), strict=True):
-        assert (ours["step"], ours["split"]) == (theirs["step"], theirs["split"])
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    # What eight devices saved, one can load.
-    assert load_run(tmp_path / "eight", "last").step == 60
-
-
-def test_devices_must_divide_the_batch(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    with pytest.raises(ValueError, match=r"train\.batch_size=12 is not a multiple of the number of devices, 8"):
-        make_mesh(12)
 
 
 def test_the_best_checkpoint_that_is_named_is_never_lost(toy, tmp_path, monkeypatch):
@@ -384,11 +255,11 @@ def test_the_best_checkpoint_that_is_named_is_never_lost(toy, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", full_disk)
         with pytest.raises(OSError, match="no space"):
-            run(tmp_path, recipe(), resume=True)
+            run(tmp_path, recipe())
     # The newest whole checkpoint is that of step 40, which names step 20.
     assert kept() == ["20", "50"]
     scores[50] = 0.1
-    result = run(tmp_path, recipe(), resume=True)
+    result = run(tmp_path, recipe())
     assert (result["best"]["step"], load_run(tmp_path, "best").step) == (20, 20)
     assert kept() == ["20"]
 

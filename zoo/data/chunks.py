@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.data.manifest import DataError, write_atomically
+from zoo.data.manifest import DataError
+from zoo.files import write_bytes
 
 
 def chunk_path(folder: Path, chunk: int) -> Path:
@@ -81,7 +82,7 @@ def make_chunks(
 def _make_one(function: str, arguments: Mapping[str, Any], chunk: int, folder: Path) -> None:
     module, _, name = function.partition(":")
     data = getattr(importlib.import_module(module), name)(chunk, **arguments)
-    write_atomically(chunk_path(folder, chunk), hashlib.sha256(data).digest() + data)
+    write_bytes(chunk_path(folder, chunk), hashlib.sha256(data).digest() + data)
 
 
 def _make_in_processes(job: dict[str, Any], todo: list[int], workers: int, on_done: Callable[[int], None]) -> None:

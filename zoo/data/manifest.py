@@ -2,13 +2,14 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from zoo.files import lock_file, seal, unseal, write_json
 
 NAME = "manifest.json"
 # Files up to this size are hashed whenever the data set is opened; larger ones only when asked.
@@ -25,29 +26,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(folder: Path, facts: dict[str, Any], *, leave_out: Collection[str] = ()) -> dict[str, Any]:
     """Lists all files of `folder` with size and SHA-256, and writes the list there.
 
     Nothing of the time, the machine or the path goes in: equal files and facts give equal manifests.
 
     Args:
-      folder: the folder of a data set; sub-folders count.
+      folder: the folder of a data set or a checkpoint; sub-folders count.
       facts: what else is to be kept, JSON-ready.
+      leave_out: files that are not listed, by their path below `folder`.
 
     Returns:
       The manifest: `facts`, "files" and "digest", the SHA-256 of all the rest.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / NAME:
-            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    body = {**facts, "files": files}
-    manifest = {**body, "digest": _digest(body)}
-    write_atomically(folder / NAME, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != NAME and name not in leave_out:
+            files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    manifest = seal({**facts, "files": files})
+    write_json(folder / NAME, manifest, sort_keys=True)
     return manifest
 
 
@@ -62,37 +60,35 @@ def read_manifest(folder: Path, *, mend: str, verify: bool = False) -> dict[str,
     Raises:
       DataError: a file is missing or damaged; the message names it.
     """
-    remedy = f"Delete the folder {folder} and run `{mend}`."
     try:
-        manifest = json.loads((folder / NAME).read_bytes())
-        body = {key: value for key, value in manifest.items() if key != "digest"}
-        if manifest["digest"] != _digest(body):
-            raise ValueError("its digest does not fit")
+        return check_manifest(folder, verify=verify)
+    except DataError as error:
+        raise DataError(f"{error} Delete the folder {folder} and run `{mend}`.") from None
+
+
+def check_manifest(folder: Path, *, verify: bool) -> dict[str, Any]:
+    """The manifest of a folder, after checking the files against it, with `verify` to the last bit.
+
+    Raises:
+      DataError: a file is missing or damaged; the message names it, and has no remedy.
+    """
+    try:
+        manifest = unseal((folder / NAME).read_bytes())
     except FileNotFoundError:
-        state = "is not complete (it has no manifest)" if folder.is_dir() else "does not exist"
-        raise DataError(f"The data set {folder} {state}. {remedy}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{folder / NAME} is damaged: {error}. {remedy}") from None
+        state = f"is not complete (it has no {NAME})" if folder.is_dir() else "does not exist"
+        raise DataError(f"{folder} {state}.") from None
+    except ValueError as error:
+        raise DataError(f"{folder / NAME} is damaged: {error}.") from None
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path} is missing. {remedy}")
+            raise DataError(f"{path} is missing.")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise DataError(f"{path} is damaged: it has {size:,} bytes instead of {entry['bytes']:,}. {remedy}")
+            raise DataError(f"{path} is damaged: it has {size:,} bytes instead of {entry['bytes']:,}.")
         if (verify or size <= _ALWAYS_HASHED) and file_sha256(path) != entry["sha256"]:
-            raise DataError(f"{path} is damaged: its SHA-256 differs from the one recorded. {remedy}")
+            raise DataError(f"{path} is damaged: its SHA-256 differs from the one recorded.")
     return manifest
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either there in full or not at all, whenever the process ends."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -132,10 +128,5 @@ def exclusive(path: Path) -> Iterator[None]:
     network disks) this does nothing.
     """
     with open(path, "ab") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
+        lock_file(file, wait=True)
         yield

@@ -64,6 +64,10 @@ class Task(abc.ABC):
     def split(self, name: Split) -> "Source":
         """The examples of one split."""
 
+    def fingerprint(self) -> str | None:
+        """A checksum of the examples, so that a run does not go on with others; None where that cannot be known."""
+        return None
+
     @abc.abstractmethod
     def baselines(self, split: Split = "test") -> dict[str, float]:
         """What needs no model: the metric of simple rules, computed from the data in use."""

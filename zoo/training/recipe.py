@@ -93,8 +93,11 @@ class TrainConfig:
       checkpoint_every: updates between checkpoints; 0 for at evaluations.
       log_every: updates between lines of the log.
       select: which parameters give the headline test figure: "best" on validation, or "last".
+      patience: evaluations in a row without a better one after which training ends early; None for never.
       buckets: lengths to pad to, ascending, for less padding; one compilation each. Empty for max_len alone.
       workers: processes that read data; 0 for threads of this one.
+      sharding: where arrays lie on several devices, by regular expressions on their paths; see
+        `zoo.training.sharding.state_shardings`. It decides nothing of the result.
       tensorboard: write TensorBoard files: True, False, or None for where tensorboardX is installed.
       wandb: name of a Weights & Biases project to log to; None for none.
     """
@@ -119,8 +122,10 @@ class TrainConfig:
     checkpoint_every: int = 0
     log_every: int = 50
     select: Literal["best", "last"] = "best"
+    patience: int | None = None
     buckets: tuple[int, ...] = ()
     workers: int = 0
+    sharding: dict[str, Any] = dataclasses.field(default_factory=dict)
     tensorboard: bool | None = None
     wandb: str | None = None
 
@@ -150,6 +155,13 @@ class TrainConfig:
             raise ValueError(f"train.warmup_steps={self.warmup_steps} must be below train.steps={self.steps}.")
         if any(not length or length < 1 for length in self.buckets) or list(self.buckets) != sorted(set(self.buckets)):
             raise ValueError(f"train.buckets must be ascending lengths from 1, got {list(self.buckets)}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"train.patience must be at least 1, or null for none, got {self.patience}.")
+        for pattern, axes in self.sharding.items():
+            if not isinstance(axes, list | tuple) or any(
+                axis is not None and not isinstance(axis, str) for axis in axes
+            ):
+                raise ValueError(f"train.sharding.{pattern} must be a list such as [fsdp, null], got {axes!r}.")
         if self.cycle_beta1 and self.schedule != "onecycle":
             raise ValueError("train.cycle_beta1 belongs to train.schedule=onecycle.")
 

@@ -1,8 +1,8 @@
 """A run directory: recipe.yaml, metrics.jsonl, checkpoints/{last,best}, tensorboard/ and, at the end, result.json."""
 
+import contextlib
 import dataclasses
 import datetime
-import json
 import platform
 import resource
 import subprocess
@@ -12,32 +12,41 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-from flax import nnx
 
 import zoo
 from zoo.data.pipeline import eval_batches
-from zoo.functional import Functional, pure_dict
+from zoo.functional import Functional
 from zoo.tasks.base import Split
 from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.evaluate import evaluate
-from zoo.training.logging import write_json, write_text
+from zoo.training.folder import (
+    RunError,
+    check_same,
+    has_begun,
+    hold,
+    read_recipe,
+    read_result,
+    write_recipe,
+    write_result,
+)
 from zoo.training.loop import Trainer
 from zoo.training.optimizer import make_optimizer
-from zoo.training.recipe import Recipe, load_recipe
-from zoo.training.step import eval_params, init_state, make_eval_step
-
-
-class RunError(RuntimeError):
-    """A run directory is taken, missing or not what it should be."""
+from zoo.training.processes import is_main, share, together
+from zoo.training.profiling import check_window
+from zoo.training.recipe import Recipe
+from zoo.training.sharding import Layout, describe, make_mesh, put_batch
+from zoo.training.step import abstract_state, eval_params, make_eval_step
 
 
 def train(
     recipe: Recipe,
     folder: str | Path,
     *,
-    resume: bool = False,
+    resume: bool = True,
     data_dir: Path | None = None,
+    layout: Layout | None = None,
+    profile: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains a recipe to the end and returns what result.json holds.
@@ -45,44 +54,97 @@ def train(
     Args:
       recipe: see `zoo.training.recipe.load_recipe`.
       folder: the run directory; made if missing.
-      resume: go on where an earlier process in the same directory was stopped; a finished run just answers.
+      resume: go on where an earlier process in the same directory was stopped, which ends in the same parameters as if
+        it had not been; a finished run just answers. False refuses a directory that holds a run.
       data_dir: where data lives; None for the default.
+      layout: which devices, and how they are laid out; None for all of them, with a copy of the state on each.
+      profile: updates to trace into `folder`/profile: those after the first number, up to and with the second.
       progress: show progress on the console.
 
     Raises:
-      RunError: the directory holds a run and `resume` is off, or a run of another recipe.
-      TrainingError: the loss is not finite.
+      RunError: the directory holds a run and `resume` is off, or a run of another recipe; another process writes there;
+        it cannot be written, or its disk is full.
+      RecipeError, MeshError: the recipe, or the devices, do not fit; nothing is written.
+      CheckpointError: no checkpoint that is there can be used, or one cannot be written.
+      OutOfMemory: an update does not fit; says what would.
+      TrainingError: the loss is not finite, or the data is not that of the checkpoint.
     """
     folder = Path(folder)
     recipe = _with_absolute_variant(recipe)
-    _check_free(folder, recipe, resume)
-    finished = read_result(folder)
-    if finished is not None:
-        return finished
+    with contextlib.ExitStack() as held:
+        if _is_finished(folder, recipe, resume):
+            return _finished(folder)
+        plan = check(recipe, data_dir=data_dir, layout=layout, profile=profile)
+        with together():
+            plan.task.prepare(progress=progress and is_main())
+        # Only now, so that a recipe that cannot run takes no directory.
+        with together():
+            if is_main():
+                held.enter_context(hold(folder))
+        if _is_finished(folder, recipe, resume):  # by the process that held it until now
+            return _finished(folder)
+        trainer = Trainer(recipe, plan.task, plan.functional, folder, layout=layout, profile=profile, progress=progress)
+        try:
+            with together():
+                if is_main():
+                    write_recipe(folder, recipe)
+            trainer.run()
+            result = _result(recipe, plan.spec.name, trainer)
+        finally:
+            trainer.close()
+        with together():
+            return write_result(folder, result) if is_main() else result
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A recipe that has been checked; see `check`.
+
+    Attributes:
+      spec: facts of the variant.
+      task: not prepared yet.
+      functional: the model; no array of it exists yet.
+      state: shapes and places of the arrays that training keeps.
+      mesh: of the devices.
+    """
+
+    spec: zoo.Spec
+    task: Any
+    functional: Functional
+    state: Any
+    mesh: jax.sharding.Mesh
+
+
+def check(
+    recipe: Recipe,
+    *,
+    data_dir: Path | None = None,
+    layout: Layout | None = None,
+    profile: tuple[int, int] | None = None,
+) -> Plan:
+    """Finds what is wrong with a request before anything is computed or written.
+
+    Raises:
+      RegistryError, RecipeError, ValueError: see `zoo.training.build`.
+      MeshError: see `zoo.training.sharding`.
+    """
+    if profile is not None:
+        check_window(profile, 0, recipe.train.steps)
     spec = variant_spec(recipe)
     task = make_task(recipe, data_dir)
     functional = Functional(model_maker(recipe, task.info))
-    task.prepare(progress=progress)
-    # Only now, so that a recipe that cannot run takes no directory.
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    trainer = Trainer(recipe, task, functional, folder, resume=resume, progress=progress)
-    try:
-        trainer.run()
-        result = _result(recipe, spec.name, trainer)
-    finally:
-        trainer.close()
-    write_json(folder / "result.json", result)
-    return result
+    mesh = make_mesh(layout or Layout(), recipe.train.batch_size, recipe.train.accumulate)
+    state = abstract_state(functional, make_optimizer(recipe.train), recipe.train, mesh)
+    return Plan(spec, task, functional, state, mesh)
 
 
 def finished_result(recipe: Recipe, folder: str | Path) -> dict[str, Any] | None:
     """The result of this recipe's run in a directory, or None where it is not finished.
 
     Raises:
-      RunError: the directory holds a run of another recipe.
+      RunError: the directory holds a run of another recipe, or a damaged file.
     """
-    _check_free(Path(folder), _with_absolute_variant(recipe), resume=True)
+    _look(Path(folder), _with_absolute_variant(recipe), resume=True)
     return read_result(folder)
 
 
@@ -93,41 +155,36 @@ def _with_absolute_variant(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, variant=str(Path(recipe.variant).expanduser().resolve()))
 
 
-def _check_free(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _is_finished(folder: Path, recipe: Recipe, resume: bool) -> bool:
+    """Whether the directory holds this recipe's result, as process 0 sees it."""
+    finished = False
+    with together():
+        if is_main():
+            _look(folder, recipe, resume)
+            finished = read_result(folder) is not None
+    return bool(share("finished" if finished else "")[0])
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    result = read_result(folder)
+    if result is None:
+        raise RunError(f"{folder} is finished as process 0 sees it, and not here: all must see one directory.")
+    return result
+
+
+def _look(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Says why the run directory cannot be this recipe's, if it holds a run that began."""
-    path = folder / "recipe.yaml"
-    began = (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*/[0-9]*"))
-    if not (began and path.exists()):
+    if not has_begun(folder):
         return
     if not resume:
-        raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --run-dir.")
-    held = load_recipe(path)
-    ours, theirs = recipe.to_dict(), held.to_dict()
-    for values in (ours, theirs):
-        for ignored in ("name", "published"):
-            values.pop(ignored)
-        for ignored in ("workers", "tensorboard", "wandb"):  # they decide nothing of the result
-            values["train"].pop(ignored)
-    if ours != theirs:
-        differing = sorted(_differences(theirs, ours))
-        raise RunError(f"{folder} holds a run of another recipe; these differ: {', '.join(differing)}.")
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = old.keys() | new.keys()
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [f"{prefix.rstrip('.')} ({old!r} there, {new!r} here)"]
-
-
-def read_result(folder: str | Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None."""
-    path = Path(folder) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        raise RunError(f"{folder} holds a run; leave out --no-resume to go on with it, or choose another --run-dir.")
+    if (folder / "recipe.yaml").exists():  # else the checkpoints are asked
+        check_same(recipe, read_recipe(folder).to_dict(), folder)
 
 
 def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
-    steps = {"last": recipe.train.steps, "best": trainer.meta["best"]["step"]}
+    steps = {"last": trainer.step, "best": trainer.meta["best"]["step"]}
+    clock = trainer.meta["clock"]
     tests = {"last": trainer.test(trainer.state)}
     tests["best"] = tests["last"] if steps["best"] == steps["last"] else trainer.test(trainer.best_state())
     return {
@@ -142,10 +199,14 @@ def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
         **{which: {"step": steps[which], **tests[which]} for which in ("best", "last")},
         "baselines": {split: trainer.task.baselines(split) for split in ("validation", "test")},
         "published": recipe.published,
-        "steps": recipe.train.steps,
+        "steps": trainer.step,
+        "stopped_early": trainer.step < recipe.train.steps,
         "batch_size": recipe.train.batch_size,
         "max_len": trainer.task.info.max_len,
-        "steps_per_second": trainer.timed_steps / trainer.train_seconds if trainer.timed_steps else None,
+        "data": trainer.task.fingerprint(),
+        "mesh": describe(trainer.mesh),
+        "processes": jax.process_count(),
+        "steps_per_second": clock["steps"] / clock["seconds"] if clock["steps"] else None,
         "compile_seconds": trainer.compile_seconds,
         "memory": _memory(trainer),
         "environment": environment(),
@@ -235,26 +296,42 @@ def load_run(folder: str | Path, which: Literal["best", "last"] = "best", *, dat
       RunError: no run there.
       CheckpointError: no checkpoint, or it does not fit.
     """
-    folder = Path(folder)
+    loaded = _load(Path(folder), which, data_dir)
+    model = loaded.functional.module(loaded.params, loaded.rest)
+    model.eval()
+    return Run(Path(folder), loaded.recipe, loaded.task, model, loaded.step, read_result(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    recipe: Recipe
+    task: Any
+    functional: Functional
+    params: Any
+    rest: Any
+    step: int
+    mesh: jax.sharding.Mesh | None
+
+
+def _load(folder: Path, which: str, data_dir: Path | None, layout: Layout | None = None) -> _Loaded:
+    """The evaluated parameters of a run, on the default device or laid out over several."""
     if which not in ("best", "last"):
         raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
-    if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is not a run directory: it has no recipe.yaml.")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder)
     task = make_task(recipe, data_dir)
     functional = Functional(model_maker(recipe, task.info))
+    mesh = None if layout is None else make_mesh(layout, recipe.train.batch_size)
     checkpoints = folder / "checkpoints" / which
     if not checkpoints.is_dir():
         raise RunError(f"{folder} has no checkpoint yet.")
-    with Checkpoints(checkpoints, keep=2) as saved:
+    with Checkpoints(checkpoints, keep=None, write=False) as saved:
         step, _ = saved.meta()
-        like = jax.eval_shape(lambda: init_state(functional, make_optimizer(recipe.train), recipe.train))
+        saved.check(step)
+        like = abstract_state(functional, make_optimizer(recipe.train), recipe.train, mesh)
         if which == "best":
             like = {"params": like["params"], "rest": like["rest"]}
         state = saved.restore(like, step)
-    model = functional.module(eval_params(state), state["rest"])
-    model.eval()
-    return Run(folder, recipe, task, model, step, read_result(folder))
+    return _Loaded(recipe, task, functional, eval_params(state), state["rest"], step, mesh)
 
 
 def evaluate_run(
@@ -263,34 +340,33 @@ def evaluate_run(
     which: Literal["best", "last"] = "best",
     split: Split = "test",
     data_dir: Path | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's parameters on one split, every example once.
 
+    Args:
+      folder: a run directory.
+      which: the parameters that did best on validation, or the last ones saved.
+      split: of the task.
+      data_dir: where data lives; None for the default.
+      layout: which devices; None for all.
+
     Raises:
       RunError, CheckpointError: see `load_run`.
+      MeshError: the devices do not divide the batch.
     """
-    run = load_run(folder, which, data_dir=data_dir)
-    run.task.prepare(progress=False)
-    train_config = run.recipe.train
+    loaded = _load(Path(folder), which, data_dir, layout or Layout())
+    assert loaded.mesh is not None
+    with together():
+        loaded.task.prepare(progress=False)
     batches = eval_batches(
-        run.task.split(split),
-        batch_size=train_config.batch_size,
-        max_len=run.task.info.max_len,
-        buckets=train_config.buckets,
+        loaded.task.split(split),
+        batch_size=loaded.recipe.train.batch_size,
+        max_len=loaded.task.info.max_len,
+        buckets=loaded.recipe.train.buckets,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-    functional = Functional(model_maker(run.recipe, run.task.info))
-    _, params, rest = nnx.split(run.model, nnx.Param, ...)
-    metrics = evaluate(make_eval_step(functional, run.task), pure_dict(params), pure_dict(rest), batches)
-    return {"run": str(folder), "which": which, "step": run.step, "split": split, **metrics}
-
-
-def default_run_dir(recipe: Recipe) -> Path:
-    """runs/RECIPE/VARIANT-sSEED, below the working directory."""
-    return Path("runs", recipe_path(recipe.name), f"{Path(recipe.variant).stem}-s{recipe.train.seed}")
-
-
-def recipe_path(name: str) -> Path:
-    """A recipe's name as a folder below runs/: that of a file elsewhere is the file's name alone."""
-    path = Path(name or "recipe")
-    path = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
-    return Path(path.name) if path.is_absolute() or ".." in path.parts else path
+    eval_step = make_eval_step(loaded.functional, loaded.task, loaded.mesh)
+    metrics = evaluate(eval_step, loaded.params, loaded.rest, batches, put_batch(loaded.mesh))
+    return {"run": str(folder), "which": which, "step": loaded.step, "split": split, **metrics}

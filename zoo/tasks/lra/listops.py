@@ -122,6 +122,20 @@ class ListOps(ClassificationTask):
             self._splits[name] = read_ragged(self.folder, name, mend=prepare_command(self._config))
         return self._splits[name]
 
+    def fingerprint(self) -> str:
+        """The start of the SHA-256 over the checksums of all splits' examples.
+
+        Raises:
+          DataError: the data is not prepared, or damaged.
+        """
+        import hashlib
+
+        from zoo.data.builders.listops import open_dataset
+
+        splits = open_dataset(self._config, self._data_dir)["splits"]
+        digests = [f"{name} {splits[name]['content_sha256']}" for name in SPLITS]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
     def baselines(self, split: Split = "test") -> dict[str, float]:
         """Accuracy (0..1) on `split` of three rules without a model, each fitted on the training split.
 
