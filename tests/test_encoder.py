@@ -276,9 +276,9 @@ def test_low_precision_computes_low_and_keeps_parameters_high():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"d_model": 0}, ValueError, "d_model must be at least 1, got 0"),
-        ({"num_layers": 0}, ValueError, "num_layers must be at least 1"),
-        ({"d_ff": 0}, ValueError, "d_ff must be at least 1, or null for 4"),
+        ({"d_model": 0}, ValueError, "d_model must be from 1 to 1048576, got 0"),
+        ({"num_layers": 0}, ValueError, "num_layers must be from 1 to 1000"),
+        ({"d_ff": 0}, ValueError, "d_ff must be from 1 to 16777216, or null for 4"),
         ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\), got 1.0"),
         ({"attention_dropout": -0.1}, ValueError, r"attention_dropout must be in \[0, 1\)"),
         ({"norm": "Pre"}, ValueError, "unknown norm 'Pre'; there are pre, post"),

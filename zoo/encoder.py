@@ -74,11 +74,12 @@ class BodyConfig:
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("d_model", "num_layers", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.d_ff is not None and self.d_ff < 1:
-            raise ValueError(f"d_ff must be at least 1, or null for 4 * d_model, got {self.d_ff}.")
+        # The upper ends are beyond any machine; a slip of the pen beyond them would keep it busy for hours.
+        for name, most in (("d_model", 2**20), ("num_layers", 1000), ("num_heads", 2**20)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from 1 to {most}, got {getattr(self, name)}.")
+        if self.d_ff is not None and not 1 <= self.d_ff <= 2**24:
+            raise ValueError(f"d_ff must be from 1 to {2**24}, or null for 4 * d_model, got {self.d_ff}.")
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:

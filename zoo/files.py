@@ -20,6 +20,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Removes what a process that was killed in `write_bytes` left in a folder, to which nobody writes now."""
+    for path in folder.glob("*.[0-9]*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of a text, in UTF-8."""
     write_bytes(path, text.encode())
@@ -41,7 +47,10 @@ def unseal(data: bytes) -> dict[str, Any]:
     Raises:
       ValueError: it is not JSON, or not what was written; says which.
     """
-    values = json.loads(data)
+    try:
+        values = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it breaks off, or is no JSON, at line {error.lineno}") from error
     if not isinstance(values, dict) or "digest" not in values:
         raise ValueError("it has no digest")
     if values["digest"] != _digest({key: value for key, value in values.items() if key != "digest"}):

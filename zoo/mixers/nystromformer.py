@@ -26,7 +26,8 @@ _TORCH_CONV_INIT = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
     decode=False,
     fixed_length=False,
     test_args={"num_heads": 2, "num_landmarks": 8, "conv_kernel_size": 5},
-    notes="Exact softmax attention (plus the convolution) for examples of at most num_landmarks tokens.",
+    notes="Its landmarks average over the whole sequence, the future included. Exact softmax attention (plus the "
+    "convolution) for examples of at most num_landmarks tokens.",
 )
 class Nystromformer(nnx.Module):
     """Multi-head Nyström self-attention with the authors' depth-wise convolution of the values.

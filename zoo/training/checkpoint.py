@@ -21,7 +21,7 @@ from jax.sharding import SingleDeviceSharding
 
 import zoo
 from zoo.data.manifest import NAME, DataError, check_manifest, write_manifest
-from zoo.files import seal, unseal, write_json
+from zoo.files import remove_partial, seal, unseal, write_json
 from zoo.typing import PyTree
 
 FORMAT = 1
@@ -142,6 +142,11 @@ class Checkpoints:
         with self._writing(self._saving):
             self._manager.wait_until_finished()
 
+    def raise_errors(self) -> None:
+        """Raises CheckpointError if what is being written in the background has failed; does not wait for it."""
+        with self._writing(self._saving):
+            self._manager.check_for_errors()
+
     def meta(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
         """The step (None for the newest) and its bookkeeping; the arrays are not looked at, see `check`.
 
@@ -217,6 +222,8 @@ class Checkpoints:
     def _clear_leftovers(self) -> None:
         for path in self.folder.glob(f"*{_TEMPORARY}*"):
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("[0-9]*"):
+            remove_partial(path)
 
     @contextlib.contextmanager
     def _writing(self, step: int | None):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.files import lock_file, seal, unseal, write_json, write_text
+from zoo.files import lock_file, remove_partial, seal, unseal, write_json, write_text
 from zoo.training.recipe import Recipe, load_recipe
 
 _SEAL = "# sha256 of the lines above: "
@@ -49,6 +49,7 @@ def hold(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}".encode())
         file.flush()
+        remove_partial(folder)
         yield
 
 

@@ -31,6 +31,11 @@ from zoo.training.sharding import Layout, make_mesh, put_batch
 from zoo.training.signals import Interrupted, StopRequest
 from zoo.training.step import abstract_state, eval_params, init_state, make_eval_step, make_train_step
 
+# How many of the last checkpoints stay.
+_KEPT = 2
+# What a checkpoint takes on a disk besides its arrays, about.
+_DISK_OVERHEAD = 1 << 18
+
 
 class TrainingError(RuntimeError):
     """The run cannot go on."""
@@ -93,12 +98,15 @@ class Trainer:
         self.named_best: dict[str, Any] | None = None  # in the newest checkpoint that is whole
         self.told = False  # whether a process got a signal, as all of them know
         facts = {"recipe": recipe.to_dict(), "data": task.fingerprint()}
-        self.last = Checkpoints(folder / "checkpoints" / "last", keep=2, facts=facts)
+        self.last = Checkpoints(folder / "checkpoints" / "last", keep=_KEPT, facts=facts)
         self.best = Checkpoints(folder / "checkpoints" / "best", keep=None, facts=facts)
         self.batches = self._make_batches()
         self.rejected: list[str] = []  # checkpoints that could not be used, and why
         self.step = self.start = self._choose(folder / "metrics.jsonl")
         self.state = self._restore(self.step) if self.step else init_state(*self._state_settings())
+        # Those of steps that are about to be repeated: on another device they may come out otherwise, and a process
+        # that was killed while it deleted one left half of it.
+        self._prune_best()
         self.finished = self._is_finished()
         with together():
             require_room(folder, self._bytes_to_write())
@@ -308,13 +316,29 @@ class Trainer:
         grad_norm = window.pop("grad_norm") / steps
         metrics = {name: total / weight for name, total in window.items()}
         metrics |= {"grad_norm": grad_norm, "lr": float(jnp.asarray(self.learning_rate(step - 1)))}
-        self.log.write(step, "train", metrics)
+        with self._logging():
+            self.log.write(step, "train", metrics)
+        self.last.raise_errors()
+        self.best.raise_errors()
         self.console.metrics(step, "train", metrics)
 
-    def _advice(self) -> str:
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Says of a log that cannot be written what is not lost."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"metrics.jsonl in {self.last.folder.parents[1]} cannot be written: {error.strerror or error}. "
+                f"{self._last_good()} Mend the disk, then the same command goes on."
+            ) from error
+
+    def _last_good(self) -> str:
         good = self.last.latest()
-        where = f"The last good checkpoint is step {good}." if good else "There is no checkpoint yet."
-        return f"{where} Try a smaller train.lr, train.clip=1.0 or model.dtype=float32."
+        return f"The last good checkpoint is step {good}." if good else "There is no checkpoint yet."
+
+    def _advice(self) -> str:
+        return f"{self._last_good()} Try a smaller train.lr, train.clip=1.0 or model.dtype=float32."
 
     def _validate(self, step: int) -> None:
         self.console.status("evaluating")
@@ -323,7 +347,8 @@ class Trainer:
         if not all(map(math.isfinite, metrics.values())):
             raise TrainingError(f"validation at step {step} is not finite ({metrics}). {self._advice()}")
         self.meta |= {"validation": metrics, "validated": step, "stale": self.meta["stale"] + 1}
-        self.log.write(step, "validation", metrics)
+        with self._logging():
+            self.log.write(step, "validation", metrics)
         self.console.metrics(step, "validation", metrics)
         score = metrics[self.task.metric]
         if self.meta["best"] is None or score > self.meta["best"]["score"]:
@@ -336,13 +361,15 @@ class Trainer:
         self.best.wait()
         self.last.wait()
         self._prune_best(self.named_best)
-        self.meta["log"] = self.log.mark()
+        with self._logging():
+            self.meta["log"] = self.log.mark()
         self.last.save(step, self.state, {**self.meta, "data": self.batches.get_state()})
         self.named_best = self.meta["best"]
 
     def _wait(self) -> None:
         """Returns when everything is on disk, and what is not needed any more is gone."""
         self.last.wait()
+        self.last.keep_only(self.last.steps()[-_KEPT:])  # Orbax does that only as it saves
         self._prune_best()
 
     def _prune_best(self, *others: dict[str, Any] | None) -> None:
@@ -404,14 +431,12 @@ class Trainer:
         self.batches.set_state(meta.pop("data"))
         self.meta = meta
         self.named_best = meta["best"]
-        # Those of steps that are about to be repeated: on another device they may come out otherwise.
-        self._prune_best()
         return state
 
     def _bytes_to_write(self) -> int:
         """Bytes of checkpoints that may come to lie on the disk besides those that are there."""
         one = {name: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for name, tree in self.state.items()}
-        whole, best = sum(one.values()), one["params"] + one["rest"]
+        whole, best = sum(one.values()) + _DISK_OVERHEAD, one["params"] + one["rest"] + _DISK_OVERHEAD
         return whole + best if self.step else 3 * whole + 2 * best
 
     def _due(self, every: int) -> bool:

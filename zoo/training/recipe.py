@@ -53,6 +53,10 @@ class TaskConfig:
     max_len: int | None = None
     seed: int = 0
 
+    def __post_init__(self):
+        if self.max_len is not None and not 1 <= self.max_len < 2**31:
+            raise ValueError(f"task.max_len must be from 1 to {2**31 - 1}, or null, got {self.max_len}.")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(BodyConfig):
@@ -67,6 +71,11 @@ class ModelConfig(BodyConfig):
     causal: bool = False
     pooling: Pooling = "mean"
     head_dim: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.head_dim is not None and not 1 <= self.head_dim <= 2**20:
+            raise ValueError(f"head_dim must be from 1 to {2**20}, or null for none, got {self.head_dim}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +141,8 @@ class TrainConfig:
     def __post_init__(self):
         check_choices(self)
         for name in ("steps", "batch_size", "accumulate", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) < 2**31:  # what is counted in int32 on the device
+                raise ValueError(f"train.{name} must be from 1 to {2**31 - 1}, got {getattr(self, name)}.")
         for name in ("warmup_steps", "eval_every", "checkpoint_every", "workers", "weight_decay", "final_lr", "eps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}.")
@@ -264,10 +273,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+        raise RecipeError(f"{path} is not valid YAML: {_yaml_complaint(error)}") from error
     if not isinstance(values, dict) or not values:
         raise RecipeError(f"{path} is empty or not a mapping of keys to values; is it cut short?")
     return values
+
+
+def _yaml_complaint(error: Exception) -> str:
+    """In one line, where the parser's own message has a picture."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -278,7 +295,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     try:
         result: Any = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"The value of override {text!r} is not valid YAML: {error}") from error
+        complaint = _yaml_complaint(error)
+        raise RecipeError(f"The value of override {text!r} is not valid YAML: {complaint}") from error
     for part in reversed(parts):
         result = {part: result}
     return result

@@ -203,7 +203,7 @@ def test_too_few_expressions_is_an_error_not_a_loop(tmp_path):
 def test_full_disk_is_told_plainly_and_resumed(tiny, tmp_path, monkeypatch):
     from zoo.data import chunks
 
-    original, written = chunks.write_atomically, []
+    original, written = chunks.write_bytes, []
 
     def full(path, data):
         if len(written) == 5:
@@ -212,7 +212,7 @@ def test_full_disk_is_told_plainly_and_resumed(tiny, tmp_path, monkeypatch):
         original(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(chunks, "write_atomically", full)
+        patched.setattr(chunks, "write_bytes", full)
         with pytest.raises(DataError, match=r"No space left for .*finished parts are kept"):
             prepare(CONFIG, tmp_path, workers=1, progress=False)
     assert not dataset_folder(CONFIG, tmp_path).exists()

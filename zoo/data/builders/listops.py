@@ -219,22 +219,28 @@ def prepare(
     """
     config = get_config(config, seed) if isinstance(config, str) else config
     folder = dataset_folder(config, data_dir)
-    if folder.exists():
-        open_dataset(config, data_dir)
-        return folder
     key = f"{GENERATOR_VERSION}/{LraListops.VERSION}/{config.law.key()}/{config.seed}/{config.chunk_size}"
     work = folder.parent.parent / ".work" / f"{config.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if folder.exists():
+        open_dataset(config, data_dir)
+        _tidy(work)  # a process that was ended just before its own
+        return folder
     # Chunks and records together take less than this, whatever the law.
     needed = 2 * sum(config.sizes.values()) * config.law.max_length + 2**20
     with clear_disk_errors(work, needed), exclusive(work / "lock"):
         if not folder.exists():
             _build(config, default_data_dir(data_dir), work, folder, workers=workers, progress=progress)
-        shutil.rmtree(work, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        work.parent.rmdir()
+        _tidy(work)
     if progress:
         print(f"lra_listops/{config.name}: written to {folder}", file=sys.stderr)
     return folder
+
+
+def _tidy(work: Path) -> None:
+    """Deletes what making a data set left, and the folder for such where it was the last one."""
+    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.parent.rmdir()
 
 
 def open_dataset(config: ListopsConfig, data_dir: Path | str | None = None, *, verify: bool = False) -> dict[str, Any]:
