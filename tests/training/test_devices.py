@@ -21,7 +21,7 @@ from zoo.training.sharding import Layout, MeshError, make_mesh, parse_mesh, stat
 
 MESHES = ("data=8", "data=4,fsdp=2", "fsdp=8")
 # The losses of these runs are around 0.1 to 1; what differs is the order of float32 sums, through 24 updates of Adam.
-TOLERANCE = 2e-4
+TOLERANCE = 1e-5
 SMALL = {
     **VALUES,
     "model": {"d_model": 64, "num_layers": 1, "num_heads": 2, "d_ff": 64, "pooling": "last"},
@@ -132,7 +132,7 @@ def test_every_variant_on_every_mesh(variant, toy, tmp_path, run_python):
     on_eight(run_python, [*jobs, (str(tmp_path / "parts.yaml"), str(tmp_path / "parts"), "data=4,fsdp=2", None)])
     run(tmp_path / "four", make(variant, accumulate=4))
     for name in (*MESHES, "parts", "four"):
-        assert_equal_losses(tmp_path / name, tmp_path / "one", 2e-3)
+        assert_equal_losses(tmp_path / name, tmp_path / "one")
 
 
 @pytest.mark.parametrize(

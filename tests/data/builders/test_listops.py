@@ -126,6 +126,18 @@ def test_killed_and_restarted_gives_identical_files(tiny, tmp_path):
     assert files_of(tmp_path) == files_of(tiny)
 
 
+def test_killed_before_it_tidied_up_leaves_nothing(tiny, tmp_path, monkeypatch):
+    from zoo.data.builders import listops
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listops, "_tidy", lambda work: None)
+        prepare(CONFIG, tmp_path, workers=1, progress=False)
+    assert (tmp_path / "lra_listops" / ".work").exists()
+    prepare(CONFIG, tmp_path, progress=False)
+    assert not (tmp_path / "lra_listops" / ".work").exists()
+    assert files_of(tmp_path) == files_of(tiny)
+
+
 def test_finished_chunks_are_not_drawn_again(tiny, tmp_path, monkeypatch):
     from zoo.data import listops_draw
 
