@@ -74,8 +74,6 @@ def gated_linear_attention(
     _check(op, q, k, v, log_decay, initial_state, mask=mask, segment_ids=segment_ids)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"{op} takes chunk_size of at least 1; it is {chunk_size}.")
-    if log_decay is not None and log_decay.ndim == 4 and implementation != "xla_sequential":
-        implementation = "reference"  # until the chunked form has decays per channel
     run = select(implementation, _TABLE, op=op, default="xla")
     dtype = accumulation_dtype(q, k, v, log_decay, initial_state)
     if initial_state is None:

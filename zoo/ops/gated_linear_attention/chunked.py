@@ -8,13 +8,15 @@ chunk; all else is computed again.
 import functools
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from zoo.ops.gated_linear_attention import per_head
+from zoo.ops.gated_linear_attention import per_channel, per_head
 from zoo.ops.gated_linear_attention.common import (
+    Chunk,
     Marks,
     Options,
     Problem,
@@ -79,13 +81,13 @@ class _Frame(NamedTuple):
         return x[:, ::-1, ::-1] if self.reverse else x
 
 
-def _chunks(block: tuple, frame: _Frame, options: Options, dtype) -> per_head.Chunk:
+def _chunks(block: tuple, frame: _Frame, options: Options, dtype) -> Chunk:
     """The chunks of a block, [B, n, ...]."""
     q, k, v, log_decay, marks = block
     q, k, v = (where_real(x.astype(dtype), marks.real) for x in (q, k, v))
     factors = decay_factors(log_decay, marks, v, dtype)
     turned = None if factors is None else frame.turn(factors)
-    return per_head.Chunk(frame.turn(q, True) * options.scale, frame.turn(k, True), frame.turn(v), turned)
+    return Chunk(frame.turn(q, True) * options.scale, frame.turn(k, True), frame.turn(v), turned)
 
 
 def _over_chunks(function: Callable, dot: Callable) -> Callable:
@@ -106,6 +108,10 @@ def _recur(factors: Array, terms: Array, start: Array, *, reverse: bool = False)
     return jnp.concatenate([start[:, None], after[:, :-1]], axis=1), after[:, -1]
 
 
+def _form(problem: Problem) -> ModuleType:
+    return per_channel if problem.log_decay is not None and problem.log_decay.ndim == 4 else per_head
+
+
 def _setup(problem: Problem, marks: Marks, options: Options, chunks_per_block: int):
     q, k, v, log_decay, _ = problem
     plan = _plan(q.shape[1], options, chunks_per_block)
@@ -117,14 +123,15 @@ def _setup(problem: Problem, marks: Marks, options: Options, chunks_per_block: i
 def forward(problem: Problem, marks: Marks, options: Options, chunks_per_block: int = 1) -> tuple[Array, Array, Array]:
     """Output [B, T, H, V] in the dtype of v, the last state, and the states before each chunk [N, B, G, R, K, V]."""
     plan, blocks, frame, dot = _setup(problem, marks, options, chunks_per_block)
+    form = _form(problem)
     batch, length, groups, _ = problem.q.shape
     state = problem.state.reshape(batch, groups, -1, *problem.state.shape[2:])
 
     def block(state: Array, now: tuple) -> tuple[Array, tuple[Array, Array]]:
         chunk = _chunks(now, frame, options, state.dtype)
-        factors, terms = _over_chunks(per_head.advance, dot)(chunk)
+        factors, terms = _over_chunks(form.advance, dot)(chunk)
         before, state = _recur(factors, terms, state)
-        y = _over_chunks(per_head.outputs, dot)(chunk, before)
+        y = _over_chunks(form.outputs, dot)(chunk, before)
         before = jnp.moveaxis(before[:, ::-1] if options.reverse else before, 1, 0)
         return state, (frame.back(y).astype(problem.v.dtype), before)
 
@@ -144,6 +151,7 @@ def backward(
 ) -> Problem:
     """Gradients of the problem, from those of the output and of the last state."""
     plan, blocks, frame, dot = _setup(problem, marks, options, chunks_per_block)
+    form = _form(problem)
     batch, length, groups, _ = problem.q.shape
     dtype = states.dtype
     dstate = dstate.astype(dtype).reshape(batch, groups, -1, *dstate.shape[2:])
@@ -154,9 +162,9 @@ def backward(
         before = jnp.moveaxis(before, 0, 1)
         before = before[:, ::-1] if options.reverse else before
         dy = frame.turn(where_real(dy.astype(dtype), tokens[-1].real))
-        factors, terms = _over_chunks(per_head.retreat, dot)(chunk, dy)
+        factors, terms = _over_chunks(form.retreat, dot)(chunk, dy)
         dafter, dstate = _recur(factors, terms, dstate, reverse=True)
-        dq, dk, dv, dlog = _over_chunks(per_head.gradients, dot)(chunk, before, dy, dafter)
+        dq, dk, dv, dlog = _over_chunks(form.gradients, dot)(chunk, before, dy, dafter)
         found = (frame.back(dq * options.scale, True), frame.back(dk, True), frame.back(dv))
         found = [where_real(x, tokens[-1].real) for x in found]
         dlog = None if dlog is None or tokens[3] is None else where_real(frame.back(dlog), tokens[-1].real)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.typing import Array, DType
 
@@ -47,6 +48,21 @@ class Options:
     chunk_size: int = 64
 
 
+class Chunk(NamedTuple):
+    """A chunk of c tokens in the order of processing, in the dtype of the state; `R = H / G`.
+
+    Attributes:
+      q, k: [B, G, c, K]; q has been multiplied by the scale.
+      v: [B, G, R, c, V].
+      factors: exp(log_decay) [B, G, R, c] or [B, G, R, c, K], or None for ones.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    factors: Array | None
+
+
 def accumulation_dtype(*arrays: Array | None) -> DType:
     """float64 if an input is, else float32: sums, decays and the state are never held in less."""
     return jnp.float64 if any(x is not None and x.dtype == jnp.float64 for x in arrays) else jnp.float32
@@ -81,3 +97,10 @@ def decay_factors(log_decay: Array | None, marks: Marks, like: Array, dtype: DTy
     else:
         factors = jnp.exp(where_real(log_decay.astype(dtype), marks.real))
     return factors if marks.starts is None else where_real(factors, ~marks.starts)
+
+
+def sum_paths(to_query: Array, from_key: Array) -> Array:
+    """Σ_{i >= t} to_query_i + Σ_{j < t} from_key_j for every token t of a chunk [..., c, K]."""
+    size, dtype, highest = to_query.shape[-2], to_query.dtype, jax.lax.Precision.HIGHEST
+    from_here = jnp.einsum("...ik,it->...tk", to_query, np.tri(size, dtype=dtype), precision=highest)
+    return from_here + jnp.einsum("...jk,tj->...tk", from_key, np.tri(size, k=-1, dtype=dtype), precision=highest)

@@ -8,22 +8,13 @@ computed once and no key is copied. With S the state before the chunk and a_t th
 """
 
 import functools
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.ops.gated_linear_attention.common import Chunk, sum_paths
 from zoo.ops.gated_linear_attention.spans import spans
 from zoo.typing import Array
-
-
-class Chunk(NamedTuple):
-    """q (with the scale), k [B, G, c, K], v [B, G, R, c, V], factors [B, G, R, c] or None."""
-
-    q: Array
-    k: Array
-    v: Array
-    factors: Array | None
 
 
 def _decays(chunk: Chunk) -> tuple[Array, Array, Array, Array]:
@@ -92,6 +83,5 @@ def gradients(
     to_query = paths.sum(-1) - paths.sum(-2) + (q[:, :, None] * dq_state).sum(-1)
     from_key = (v * dv_state).sum(-1)
     through = (whole * state * dstate).sum((-2, -1))[..., None]
-    tri = jnp.asarray(np.tri(q.shape[-2]), v.dtype)  # [i, t]: t <= i
-    dlog = dot("bgri,it->bgrt", to_query, tri) + dot("bgrj,tj->bgrt", from_key, tri - jnp.eye(len(tri))) + through
+    dlog = sum_paths(to_query[..., None], from_key[..., None])[..., 0] + through
     return dq, dk, dv, jnp.where(factors == 0, 0, dlog)
