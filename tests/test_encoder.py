@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import zoo.encoder
 from zoo import registry
 from zoo.encoder import Block, Encoder, EncoderConfig, make_mixer
 from zoo.functional import Functional, count_parameters
@@ -344,3 +345,65 @@ def test_the_small_recipe_has_as_many_parameters_as_its_shapes_say():
     for variant, more in (("softmax", 0), ("nystromformer", 2 * 2 * 35)):
         functional = Functional(model_maker(load_recipe("lra/small/listops", variant=variant), info))
         assert count_parameters(functional.abstract_params) == total + more
+
+
+def test_rms_norm_has_no_mean_and_no_bias(spy):
+    config = dataclasses.replace(CONFIG, mixer=spy, norm_kind="rms", norm_eps=1e-5, num_layers=1, positions="none")
+    module: Any = Encoder(config, rngs=nnx.Rngs(0))
+    block = module.layers[0]
+    x = jnp.asarray(np.random.default_rng(1).normal(2, 1, size=(2, 6, 8)), jnp.float32)
+    np.testing.assert_allclose(
+        block.mixer_norm(x), x / np.sqrt(np.square(np.float64(x)).mean(-1, keepdims=True) + 1e-5), atol=1e-5
+    )
+    for norm in (block.mixer_norm, block.ffn_norm, module.norm):
+        assert isinstance(norm, nnx.RMSNorm)
+        assert list(nnx.to_flat_state(nnx.state(norm)).paths) == [("scale",)]
+
+
+def test_a_state_goes_into_a_block_that_keeps_one_and_comes_out():
+    """A call with and one without a state agree, and what the caller holds is not changed."""
+    module: Any = Encoder(dataclasses.replace(CONFIG, causal=True, positions="learned"), rngs=nnx.Rngs(0))
+    whole = module(TOKENS)
+    fresh, state = module(TOKENS[:, :2], return_state=True)
+    again = module(TOKENS[:, :2], state=module.init_state(2))
+    np.testing.assert_allclose(fresh, whole[:, :2], atol=1e-5)
+    np.testing.assert_array_equal(fresh, again)
+    for _ in range(2):
+        more, after = module(TOKENS[:, 2:], state=state, return_state=True)
+        np.testing.assert_allclose(more, whole[:, 2:], atol=1e-5)
+        np.testing.assert_array_equal(state.length, [2, 2])
+        np.testing.assert_array_equal(after.length, [6, 6])
+
+
+def test_beyond_the_last_position_there_is_nothing():
+    module: Any = Encoder(dataclasses.replace(CONFIG, causal=True), rngs=nnx.Rngs(0))
+    _, state = module(TOKENS, state=module.init_state(2, max_len=8), return_state=True)
+    beyond, _ = module.step(TOKENS[:, 0], state)
+    assert bool(jnp.isnan(beyond).all())
+    module = Encoder(dataclasses.replace(CONFIG, causal=True, positions="none"), rngs=nnx.Rngs(0))
+    longer = jnp.tile(TOKENS, (1, 2))
+    hidden, _ = module(longer, state=module.init_state(2, max_len=12), return_state=True)
+    assert bool(jnp.isfinite(hidden).all())
+    with pytest.raises(ValueError, match=r"axis 1 \(T\) of inputs is 12, more than max_len=6"):
+        module(longer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"causal": False}, "keeps a state only with causal=True"),
+        ({"cls_token": True, "causal": True}, "CLS vector in front of the sequence keeps no state"),
+        ({"mixer": "spy"}, "spy keeps no state, so that this encoder cannot go on from one"),
+    ],
+)
+def test_encoders_without_a_state_say_why(options, message, spy):
+    module: Any = Encoder(dataclasses.replace(CONFIG, **options), rngs=nnx.Rngs(0))
+    if options.get("mixer") == spy:
+        module.config = dataclasses.replace(module.config, causal=True)
+    for call in (
+        lambda: module.init_state(2),
+        lambda: module(TOKENS, return_state=True),
+        lambda: module.step(TOKENS[:, 0], zoo.encoder.EncoderState(jnp.zeros(2, jnp.int32), ())),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

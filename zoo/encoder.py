@@ -2,10 +2,13 @@
 
 Every registered mixer runs in it. What a mixer's constructor does not take (the number of heads, say) is not handed to
 it; what is particular to one mixer goes through `mixer_options`.
+
+A causal encoder of a mixer that decodes runs from and to states: `init_state`, a call with `state=` for one more piece
+of the sequence, `step` for one more token.
 """
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from zoo.layers.embeddings import Embedding, Inputs, Positions
 from zoo.layers.feed_forward import Activation, FeedForward
 from zoo.layers.initializers import KernelInit, bias_initializer, kernel_initializer
 from zoo.layers.shapes import check_shapes
-from zoo.typing import Array, Bool, Float, Num
+from zoo.typing import Array, Bool, Float, Int, Num, PyTree
 
 Remat = Literal["none", "full", "dots"]
 
@@ -40,7 +43,8 @@ class BodyConfig:
       ffn: "mlp", "glu" (gated) or "none" (mixer only).
       activation: of the feed-forward layer.
       norm: "pre" (before each part, and one at the end) or "post" (after each residual sum).
-      norm_eps: added to the variance in LayerNorm.
+      norm_kind: "layer" (LayerNorm) or "rms" (RMSNorm, Zhang & Sennrich 2019, arXiv:1910.07467: no mean, no bias).
+      norm_eps: added to the variance, or to the mean square.
       positions: "sinusoidal", "learned" or "none".
       embedding_std: of the token table's initial values.
       dropout: rate after the embedding, the mixer, and in the feed-forward layer.
@@ -60,6 +64,7 @@ class BodyConfig:
     ffn: Literal["mlp", "glu", "none"] = "mlp"
     activation: Activation = "gelu"
     norm: Literal["pre", "post"] = "pre"
+    norm_kind: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     positions: Positions = "sinusoidal"
     embedding_std: float = 1.0
@@ -152,12 +157,12 @@ class Block(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.pre_norm = config.norm == "pre"
         dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        self.mixer_norm = layer_norm(config, rngs)
+        self.mixer_norm = make_norm(config, rngs)
         self.mixer = make_mixer(config, rngs)
         if config.ffn == "none":
             self.ffn = None
         else:
-            self.ffn_norm = layer_norm(config, rngs)
+            self.ffn_norm = make_norm(config, rngs)
             self.ffn = FeedForward(
                 config.d_model,
                 config.d_ff or 4 * config.d_model,
@@ -176,26 +181,63 @@ class Block(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Mixes along T, then transforms each position."""
+        state: PyTree = None,
+        return_state: bool = False,
+    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], PyTree]:
+        """Mixes along T, then transforms each position; with `return_state` also gives the mixer's state after `x`."""
         flags = {"deterministic": deterministic, "rngs": rngs}
+        # Mixers without a state do not know these arguments.
+        states = {"state": state, "return_state": True} if return_state or state is not None else {}
+        y = self.mixer(self.mixer_norm(x) if self.pre_norm else x, mask=mask, **flags, **states)
+        y, state = y if states else (y, None)
+        x = self._add(x, y, **flags)
+        return (x, state) if return_state else x
+
+    def init_state(self, batch_size: int, max_len: int) -> PyTree:
+        """The mixer's state before the first token, with room for `max_len` tokens where it keeps a cache."""
+        mixer: Any = self.mixer
+        cache = {"max_len": max_len} if "max_len" in registry.option_names(mixer.init_state) else {}
+        return mixer.init_state(batch_size, **cache)
+
+    def step(self, x_t: Float[Array, "B D"], state: PyTree) -> tuple[Float[Array, "B D"], PyTree]:
+        """One more position and the mixer's state after it, without dropout."""
+        mixer: Any = self.mixer
+        y, state = mixer.step(self.mixer_norm(x_t) if self.pre_norm else x_t, state)
+        return self._add(x_t, y, deterministic=True), state
+
+    def _add(self, x: Array, y: Array, **flags: Any) -> Array:
+        """The residual sum of `x` and the mixer's output, and the feed-forward part of every position."""
         if self.pre_norm:
-            x = x + self.mixer(self.mixer_norm(x), mask=mask, **flags)
+            x = x + y
             return x if self.ffn is None else x + self.ffn(self.ffn_norm(x), **flags)
-        x = self.mixer_norm(x + self.mixer(x, mask=mask, **flags))
+        x = self.mixer_norm(x + y)
         return x if self.ffn is None else self.ffn_norm(x + self.ffn(x, **flags))
 
 
-def layer_norm(config: BodyConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over D, with the variance as the mean of squared deviations."""
-    return nnx.LayerNorm(
-        config.d_model,
-        epsilon=config.norm_eps,
-        use_fast_variance=False,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.dtype(config.param_dtype),
-        rngs=rngs,
-    )
+def make_norm(config: BodyConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The norm over D of `config.norm_kind`; LayerNorm has the variance as the mean of squared deviations."""
+    options: dict[str, Any] = {
+        "epsilon": config.norm_eps,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.dtype(config.param_dtype),
+        "rngs": rngs,
+    }
+    if config.norm_kind == "rms":
+        return nnx.RMSNorm(config.d_model, **options)
+    return nnx.LayerNorm(config.d_model, use_fast_variance=False, **options)
+
+
+class EncoderState(NamedTuple):
+    """What an encoder keeps of the tokens that it has seen.
+
+    Attributes:
+      length: [B] int32, real tokens seen.
+      layers: the state of each block's mixer, batch first; with `scan_layers` one tree in which they are stacked in
+        front of the batch.
+    """
+
+    length: Int[Array, " B"]
+    layers: PyTree
 
 
 class Encoder(nnx.Module):
@@ -228,7 +270,7 @@ class Encoder(nnx.Module):
             self.layers = nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
         else:
             self.layers = nnx.List(blocks)
-        self.norm = layer_norm(config, rngs) if config.norm == "pre" else None
+        self.norm = make_norm(config, rngs) if config.norm == "pre" else None
 
     def __call__(
         self,
@@ -237,56 +279,139 @@ class Encoder(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B T2 D"]:
+        state: EncoderState | None = None,
+        return_state: bool = False,
+    ) -> Float[Array, "B T2 D"] | tuple[Float[Array, "B T2 D"], EncoderState]:
         """Hidden vectors; T2 is T + 1 with a CLS vector, else T.
+
+        With a state, or where one is asked for, a token stands where the number of real tokens before it says: padding
+        on the left or on the right changes nothing at real positions, nor in the state.
 
         Args:
           inputs: tokens or scalars.
           mask: True at real positions; None where all are.
           deterministic: no dropout; None for the module's own mode (`.train()`, `.eval()`).
           rngs: a `dropout` stream, where dropout is on.
+          state: what came before `inputs`, from `init_state` or an earlier call; None for nothing.
+          return_state: also return the state after `inputs`.
 
         Raises:
-          ValueError: `inputs` or `mask` is misshapen, T exceeds `max_len`, or tokens are not integers.
+          ValueError: `inputs` or `mask` is misshapen, T exceeds `max_len` (with a state and positions "none" there is
+            no such limit), or tokens are not integers; or a state is used in an encoder that keeps none.
           TypeError: `mask` is not boolean.
         """
         check_shapes("encoder", "inputs [B, T]", inputs, mask)
-        x = self.embedding(inputs, deterministic=deterministic, rngs=rngs)
+        places = None
+        if return_state and state is None:
+            state = self.init_state(inputs.shape[0])
+        if state is not None:
+            self._check_state(state, inputs.shape[0])
+            real = jnp.ones(inputs.shape, bool) if mask is None else mask
+            ends = state.length[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32)
+            places = jnp.maximum(ends - 1, 0)  # padding in front stands nowhere
+            state = EncoderState(ends[:, -1], state.layers)
+        x = self.embedding(inputs, places=places, deterministic=deterministic, rngs=rngs)
         if mask is not None and self.config.cls_token:
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         key = None if rngs is None else rngs.dropout()
-        x = self._run_layers(x, mask, deterministic, key)
-        return x if self.norm is None else self.norm(x)
+        x, layers = self._run_layers(x, mask, deterministic, key, None if state is None else state.layers)
+        x = x if self.norm is None else self.norm(x)
+        return (x, state._replace(layers=layers)) if return_state and state is not None else x
 
-    def _run_layers(self, x, mask, deterministic, key):
+    def init_state(self, batch_size: int, max_len: int | None = None) -> EncoderState:
+        """The state before the first token.
+
+        Args:
+          batch_size: B.
+          max_len: tokens that there must be room for in a mixer whose state is a cache; None for the encoder's
+            `max_len`. States of constant size do not depend on it.
+
+        Raises:
+          ValueError: the encoder keeps no state: it is not causal, has a CLS vector, or its mixer does not decode.
+        """
+        self._check_state()
+        room = self.config.max_len if max_len is None else max_len
+        if isinstance(self.layers, Block):
+            graph, stacked = nnx.split(self.layers)
+            layers = jax.vmap(lambda layer: nnx.merge(graph, layer).init_state(batch_size, room))(stacked)
+        else:
+            layers = tuple(block.init_state(batch_size, room) for block in self.layers)
+        return EncoderState(jnp.zeros(batch_size, jnp.int32), layers)
+
+    def step(self, inputs_t: Num[Array, " B"], state: EncoderState) -> tuple[Float[Array, "B D"], EncoderState]:
+        """The hidden vector of one more token of each sequence and the state after it, without dropout.
+
+        Raises:
+          ValueError: `inputs_t` is not [B], or the encoder keeps no state.
+        """
+        check_shapes("encoder", "inputs_t [B]", inputs_t)
+        self._check_state(state, inputs_t.shape[0])
+        x = self.embedding(inputs_t[:, None], places=state.length[:, None], deterministic=True)[:, 0]
+        if isinstance(self.layers, Block):
+            graph, stacked = nnx.split(self.layers)
+            x, layers = jax.lax.scan(
+                lambda x, layer: nnx.merge(graph, layer[0]).step(x, layer[1]), x, (stacked, state.layers)
+            )
+        else:
+            layers = []
+            for block, layer in zip(self.layers, state.layers, strict=True):
+                x, layer = block.step(x, layer)
+                layers.append(layer)
+        layers = tuple(layers) if isinstance(layers, list) else layers
+        return x if self.norm is None else self.norm(x), EncoderState(state.length + 1, layers)
+
+    def _check_state(self, state: EncoderState | None = None, batch_size: int | None = None) -> None:
+        """Raises ValueError where this encoder keeps no state, or `state` is that of another batch."""
+        config = self.config
+        if not config.causal:
+            raise ValueError("an encoder keeps a state only with causal=True: else every output needs every token.")
+        if config.cls_token:
+            raise ValueError("an encoder with a CLS vector in front of the sequence keeps no state.")
+        if not (spec := registry.spec(config.mixer)).decode:
+            raise ValueError(
+                f"{spec.name} keeps no state, so that this encoder cannot go on from one or take one token at a time. "
+                f"{spec.notes}".strip()
+            )
+        if state is not None and state.length.shape != (batch_size,):
+            raise ValueError(f"the state is that of a batch of {state.length.shape[0]}, the inputs are {batch_size}.")
+
+    def _run_layers(self, x, mask, deterministic, key, states: Any = None):
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers)
         blocks: list[Any] = [self.layers] if isinstance(self.layers, Block) else list(self.layers)
         graph = nnx.graphdef(blocks[0])
 
-        def run(state, x, key):
+        def call(block, x, key, state):
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            block = nnx.merge(graph, state)
+            flags = {"mask": mask, "deterministic": deterministic, "rngs": rngs}
+            return (block(x, **flags), None) if states is None else block(x, **flags, state=state, return_state=True)
+
+        def run(layer, x, key, state):
+            block = nnx.merge(graph, layer)
             before = _arrays(block)
-            x = block(x, mask=mask, deterministic=deterministic, rngs=rngs)
-            return x, _changed(block, before)
+            x, state = call(block, x, key, state)
+            return x, (_changed(block, before), state)
 
         if config.remat != "none":
             policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             run = jax.checkpoint(run, policy=policy)
         if config.scan_layers:
-            x, changed = jax.lax.scan(lambda x, layer: run(layer[0], x, layer[1]), x, (nnx.state(blocks[0]), keys))
+            x, (changed, states) = jax.lax.scan(
+                lambda x, layer: run(layer[0], x, *layer[1:]), x, (nnx.state(blocks[0]), keys, states)
+            )
             nnx.update(blocks[0], changed)
-            return x
+            return x, states
+        after = []
         for index, block in enumerate(blocks):
             key = None if keys is None else keys[index]
+            state = None if states is None else states[index]
             if config.remat == "none":
-                rngs = None if key is None else nnx.Rngs(dropout=key)
-                x = block(x, mask=mask, deterministic=deterministic, rngs=rngs)
+                x, state = call(block, x, key, state)
             else:
-                x, changed = run(nnx.state(block), x, key)
+                x, (changed, state) = run(nnx.state(block), x, key, state)
                 nnx.update(block, changed)
-        return x
+            after.append(state)
+        return x, None if states is None else tuple(after)
 
 
 def _arrays(block: nnx.Module) -> dict[Any, list[Any]]:

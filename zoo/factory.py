@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -28,54 +28,72 @@ def create_mixer(name: str, d_model: int, *, rngs: nnx.Rngs | int | None = None,
     return cls(d_model, **options, rngs=_as_rngs(rngs))
 
 
-def create_model(name: str, *, rngs: nnx.Rngs | int | None = None, **options: Any) -> Any:
-    """The whole model registered as `name`, or a sequence classifier around the mixer of that name.
+def create_model(
+    name: str,
+    *,
+    output: Literal["label", "token"] | None = None,
+    rngs: nnx.Rngs | int | None = None,
+    **options: Any,
+) -> Any:
+    """The whole model registered as `name`, or a classifier or language model around the mixer of that name.
 
-    For a mixer, `options` may hold fields of `zoo.EncoderConfig`, arguments of `zoo.SequenceClassifier` and options of
-    the mixer; what two of them name goes to the first::
+    For a mixer, `options` may hold fields of `zoo.EncoderConfig`, arguments of `zoo.SequenceClassifier` or, with
+    output="token", of `zoo.CausalLM`, and options of the mixer; what two of them name goes to the first::
 
         zoo.create_model("flowformer", num_classes=10, vocab_size=17, d_model=64, num_layers=2, rngs=0)
+        zoo.create_model("flowformer", output="token", vocab_size=257, d_model=64, num_layers=2, rngs=0)
 
     Args:
       name: a registered model or mixer.
+      output: of a model around a mixer: "label" (None is that) for one answer a sequence, "token" for the token that
+        comes next after each position.
       rngs: for the initial parameters: `nnx.Rngs`, or a seed; None for seed 0.
       **options: see above; for a registered model, its constructor's arguments.
 
     Raises:
       RegistryError: neither a model nor a mixer has that name; the message has the nearest names.
       TypeError: an option that nothing takes, with the nearest and the list; or a needed one is missing.
+      ValueError: no such output, or one that the mixer cannot give.
     """
     found = registry.spec(name)
     if found.kind == "model":
         cls = registry.get(name, "model")
+        options = options if output is None else {**options, "output": output}
         check_options(name, cls, options)
         return cls(**options, rngs=_as_rngs(rngs))
     if found.kind != "mixer":
         known = [spec.name for spec in registry.list_specs() if spec.kind != "task"]
         raise registry.RegistryError(f"{name!r} is a {found.kind}, not a model. {registry.did_you_mean(name, known)}")
-    return _classifier(name, options, _as_rngs(rngs))
+    if output not in (None, "label", "token"):
+        raise ValueError(f"unknown output {output!r}; there are label, token.")
+    return _around_mixer(name, output or "label", options, _as_rngs(rngs))
 
 
-def _classifier(name: str, options: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
-    """A `SequenceClassifier` with the mixer `name`."""
+def _around_mixer(name: str, output: str, options: Mapping[str, Any], rngs: nnx.Rngs) -> Any:
+    """A `SequenceClassifier` or a `CausalLM` with the mixer `name`."""
     from zoo.encoder import EncoderConfig
+    from zoo.models.causal_lm import CausalLM
     from zoo.models.sequence_classifier import SequenceClassifier
 
+    cls: Any = SequenceClassifier if output == "label" else CausalLM
+    what, needed = (
+        (f"A {name} classifier", "num_classes") if output == "label" else (f"A {name} language model", "vocab_size")
+    )
     groups = {
         "encoder": [field.name for field in dataclasses.fields(EncoderConfig) if field.name != "mixer"],
-        "classifier": [option for option in registry.option_names(SequenceClassifier) if option != "config"],
+        "model": [option for option in registry.option_names(cls) if option != "config"],
         "mixer": [option for option in registry.option_names(registry.get(name, "mixer")) if option != "d_model"],
     }
-    _reject_unknown(f"A {name} classifier", options, [option for group in groups.values() for option in group])
+    _reject_unknown(what, options, [option for group in groups.values() for option in group])
     taken: dict[str, dict[str, Any]] = {group: {} for group in groups}
     for option, value in options.items():
         group = next(group for group, known in groups.items() if option in known)
         taken[group][option] = value
     mixer_options = {**taken["encoder"].pop("mixer_options", {}), **taken["mixer"]}
-    if "num_classes" not in options:
-        raise TypeError(f"A {name} classifier needs num_classes.")
+    if needed not in options:
+        raise TypeError(f"{what} needs {needed}.")
     config = EncoderConfig(mixer=name, mixer_options=mixer_options, **taken["encoder"])
-    return SequenceClassifier(config, **taken["classifier"], rngs=rngs)
+    return cls(config, **taken["model"], rngs=rngs)
 
 
 def check_options(name: str, function: Callable[..., Any], options: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from zoo.functional import Functional, count_parameters
-from zoo.tasks.base import ClassificationTask
+from zoo.tasks.base import ClassificationTask, TokenTask
 from zoo.training.optimizer import make_optimizer
 from zoo.training.recipe import TrainConfig
 from zoo.training.step import eval_params, init_state, make_eval_step, make_train_step
@@ -38,7 +38,10 @@ class Bag(nnx.Module):
 
 
 # The loss and metrics of every classification task, without data.
-TASK: Any = SimpleNamespace(sums=functools.partial(ClassificationTask.sums, None))  # pyright: ignore[reportArgumentType]
+TASK: Any = SimpleNamespace(
+    sums=functools.partial(ClassificationTask.sums, None),  # pyright: ignore[reportArgumentType]
+    weights=functools.partial(ClassificationTask.weights, None),  # pyright: ignore[reportArgumentType]
+)
 
 
 def batch(seed=0, weight=(1, 1, 1, 1, 1, 1)):
@@ -129,7 +132,7 @@ def test_dropout_is_a_function_of_key_step_and_part():
     functional, state, step = make(dataclasses.replace(CONFIG, accumulate=2), rate=0.5)
     # The same rows in both parts, to see that they are dropped otherwise.
     data = {name: np.repeat(value[:3], 2, axis=0) for name, value in batch().items()}
-    half = {name: value[:3] for name, value in data.items()}
+    half = {name: value[::2] for name, value in data.items()}
 
     def loss(number, part, key=KEY):
         rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.fold_in(key, number), part))
@@ -170,3 +173,58 @@ def test_equal_seeds_start_equal():
     starts = [make(dataclasses.replace(CONFIG, seed=seed))[1]["params"] for seed in (0, 0, 1)]
     jax.tree.map(np.testing.assert_array_equal, starts[0], starts[1])
     assert float(abs(starts[0]["table"]["embedding"] - starts[2]["table"]["embedding"]).max()) > 0.1
+
+
+class Next(nnx.Module):
+    """Logits of the next token from the last one alone."""
+
+    def __init__(self, rngs):
+        self.table = nnx.Embed(5, 4, rngs=rngs)
+        self.logits = nnx.Linear(4, 5, rngs=rngs)
+
+    def __call__(self, inputs, *, mask, deterministic, rngs=None):
+        return self.logits(self.table(inputs))
+
+
+TOKEN_TASK: Any = SimpleNamespace(weights=functools.partial(TokenTask.weights, None))  # pyright: ignore[reportArgumentType]
+TOKEN_TASK.sums = functools.partial(TokenTask.sums, TOKEN_TASK)
+
+
+def token_batch():
+    """Rows that ask for 5, 0, 1, 3, 2 and 4 tokens; the fourth is a fill-up."""
+    asked = np.arange(5) < np.array([5, 0, 1, 3, 2, 4])[:, None]
+    data = batch(weight=(1, 1, 1, 0, 1, 1))
+    label = np.random.default_rng(1).integers(0, 5, (6, 5))
+    return {**data, "label": np.where(asked, label, -1).astype(np.int32)}
+
+
+def test_losses_of_tokens_are_summed_over_those_asked_for():
+    functional = Functional(Next)
+    params, rest = functional.init(jax.random.key(0))
+    data = token_batch()
+    logits = np.array(functional.module(params, rest)(data["inputs"], mask=None, deterministic=True), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = right = count = 0
+    for row, place in zip(*np.nonzero(data["label"] >= 0), strict=True):
+        if row != 3:
+            label = data["label"][row, place]
+            loss, right = loss - log_p[row, place, label], right + (logits[row, place].argmax() == label)
+            count += 1
+    sums = make_eval_step(functional, TOKEN_TASK)(params, rest, data)
+    assert (float(sums["weight"]), float(sums["accuracy"])) == (count, right) == (12, right)
+    assert float(sums["loss"]) == pytest.approx(loss, rel=1e-6)
+
+
+def test_accumulated_gradients_of_tokens_are_those_of_the_whole_batch():
+    """Parts ask for different numbers of tokens, one of them for few: every token counts alike."""
+    results = []
+    for parts in (1, 2, 3, 6):
+        config = dataclasses.replace(CONFIG, accumulate=parts)
+        functional, optimizer = Functional(Next), make_optimizer(config)
+        state = init_state(functional, optimizer, config)
+        step = make_train_step(functional, TOKEN_TASK, optimizer, config)
+        state, sums = step(state, token_batch(), KEY)
+        results.append((state["opt"], sums))
+    assert float(results[0][1]["weight"]) == 12
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), results[0], other)

@@ -8,7 +8,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.shapes import check_shapes
-from zoo.typing import Array, DType, Float, Num
+from zoo.typing import Array, DType, Float, Int, Num
 
 Positions = Literal["sinusoidal", "learned", "none"]
 Inputs = Literal["tokens", "scalars"]
@@ -89,30 +89,43 @@ class Embedding(nnx.Module):
         self,
         inputs: Num[Array, "B T"],
         *,
+        places: Int[Array, "B T"] | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B T2 D"]:
         """Vectors of the sequence; T2 is T + 1 with a CLS vector, else T.
 
+        Args:
+          inputs: tokens or scalars.
+          places: where in its sequence each of them stands, from 0; None for 0 to T - 1. At a place from `max_len` on,
+            where there is no position, the vector is NaN; positions "none" know no such end.
+          deterministic: no dropout; None for the module's own mode.
+          rngs: a `dropout` stream, where dropout is on.
+
         Raises:
-          ValueError: `inputs` is not [B, T], T is 0 or exceeds `max_len`, or the dtype is not what `inputs=` promised.
+          ValueError: `inputs` is not [B, T], T is 0 or exceeds `max_len`, or the dtype is not what `inputs=` promised;
+            or places are given although there is a CLS vector.
         """
-        self._check(inputs)
+        self._check(inputs, places)
         x = self.table(inputs) if self.inputs == "tokens" else self.table(inputs.astype(self.dtype)[..., None])
         if self.cls_token:
             cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (x.shape[0], 1, self.d_model))
             x = jnp.concatenate([cls, x], axis=1)
         length = x.shape[1]
-        if self.positions == "learned":
-            x = x + self.position[:length].astype(x.dtype)
-        elif self.positions == "sinusoidal":
-            # The table is a constant of the trace, not data of the module: it enters no checkpoint.
-            x = x + jnp.asarray(sinusoidal_table(length, self.d_model), x.dtype)
+        if self.positions != "none":
+            # The sinusoidal table is a constant of the trace, not data of the module: it enters no checkpoint.
+            size = length if places is None else self.max_len
+            learned = self.positions == "learned"
+            table = self.position[:size] if learned else jnp.asarray(sinusoidal_table(size, self.d_model))
+            table = table.astype(x.dtype)
+            x = x + (table if places is None else table.at[places].get(mode="fill", fill_value=jnp.nan))
         return self.dropout(x, deterministic=deterministic, rngs=rngs)
 
-    def _check(self, inputs: Array) -> None:
+    def _check(self, inputs: Array, places: Array | None) -> None:
         check_shapes("embedding", "inputs [B, T]", inputs)
-        if inputs.shape[1] > self.max_len:
+        if places is not None and self.cls_token:
+            raise ValueError("an embedding with a CLS vector in front takes no places.")
+        if inputs.shape[1] > self.max_len and (places is None or self.positions != "none"):
             raise ValueError(f"axis 1 (T) of inputs is {inputs.shape[1]}, more than max_len={self.max_len}.")
         if self.inputs == "tokens" and not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(f"inputs='tokens' needs integers, got {inputs.dtype}.")

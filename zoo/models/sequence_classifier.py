@@ -1,6 +1,7 @@
 """Encoder, pooling and a two-layer head."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ class SequenceClassifier(nnx.Module):
         Raises:
           ValueError, TypeError: as `Encoder` does.
         """
-        x = self.encoder(inputs, mask=mask, deterministic=deterministic, rngs=rngs)
+        x: Any = self.encoder(inputs, mask=mask, deterministic=deterministic, rngs=rngs)
         x = pool(x, mask, self.pooling).astype(jnp.float32)
         if self.hidden is not None:
             x = jax.nn.relu(self.hidden(x))

@@ -21,14 +21,17 @@ class TaskInfo:
     Attributes:
       inputs: "tokens" (integers) or "scalars" (one real number a position).
       vocab_size: number of token ids, the padding id 0 included; None for scalars.
-      num_classes: C.
+      num_classes: C; of a task that asks for tokens the number of their ids, as `vocab_size`.
       max_len: length that every sequence is padded or cut to.
+      output: what is asked for: one "label" for each sequence (a classifier answers), or after each position the
+        "token" that comes next (a causal language model answers).
     """
 
     inputs: Literal["tokens", "scalars"]
     vocab_size: int | None
     num_classes: int
     max_len: int
+    output: Literal["label", "token"] = "label"
 
 
 class Task(abc.ABC):
@@ -39,7 +42,10 @@ class Task(abc.ABC):
     """
 
     metric: ClassVar[str] = "accuracy"
-    """The metric by which the best checkpoint is chosen: the largest."""
+    """The metric by which the best checkpoint is chosen."""
+
+    lower_is_better: ClassVar[bool] = False
+    """Whether the best has the smallest `metric`, not the largest."""
 
     sources: ClassVar[tuple[str, ...]]
     """The data sets that `source=` names, the default first."""
@@ -80,8 +86,17 @@ class Task(abc.ABC):
     def sums(self, outputs: "jax.Array", batch: dict[str, "jax.Array"]) -> dict[str, "jax.Array"]:
         """Weighted sums over the batch of "loss" and of each metric, and their "weight".
 
-        Sums divided by the summed weight are exact over any number of batches, however they were padded.
+        Sums divided by the summed weight are exact over any number of batches, however they were padded. That weight is
+        the sum of `weights(batch)`.
         """
+
+    def weights(self, batch: dict[str, "jax.Array"]) -> "jax.Array":
+        """How much each loss that `sums` adds up counts, in whatever shape; its sum divides the loss of an update."""
+        return batch["weight"]
+
+    def is_better(self, score: float, than: float) -> bool:
+        """Whether one value of `metric` is better than another."""
+        return score < than if self.lower_is_better else score > than
 
 
 class ClassificationTask(Task):
@@ -95,5 +110,26 @@ class ClassificationTask(Task):
         logits = outputs.astype(jnp.float32)
         weight = batch["weight"]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        return {"loss": (loss * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}
+
+
+class TokenTask(Task):
+    """Softmax cross-entropy and accuracy over `label` [B, T]: ids of tokens, below 0 where nothing is asked."""
+
+    def weights(self, batch: dict[str, "jax.Array"]) -> "jax.Array":
+        """[B, T]: 1 where a token is asked for in a row that counts, else 0."""
+        return batch["weight"][:, None] * (batch["label"] >= 0)
+
+    def sums(self, outputs: "jax.Array", batch: dict[str, "jax.Array"]) -> dict[str, "jax.Array"]:
+        """Sums of cross-entropy (nats) and of right answers over the tokens asked for; `outputs` are logits [B, T, V].
+
+        The weight is the number of those tokens.
+        """
+        import jax.numpy as jnp
+        import optax
+
+        logits, weight = outputs.astype(jnp.float32), self.weights(batch)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch["label"], 0))
         right = (logits.argmax(-1) == batch["label"]).astype(jnp.float32)
         return {"loss": (loss * weight).sum(), "accuracy": (right * weight).sum(), "weight": weight.sum()}

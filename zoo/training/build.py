@@ -8,9 +8,13 @@ from flax import nnx
 
 from zoo import registry
 from zoo.encoder import BodyConfig, EncoderConfig
+from zoo.models.causal_lm import CausalLM
 from zoo.models.sequence_classifier import SequenceClassifier
 from zoo.tasks.base import Task, TaskInfo
-from zoo.training.recipe import Recipe, RecipeError
+from zoo.training.recipe import ModelConfig, Recipe, RecipeError
+
+# Settings of the model section that only one kind of model around an encoder reads.
+_ONLY = {"label": ("pooling", "head_dim"), "token": ("tie_embeddings",)}
 
 
 def make_task(recipe: Recipe, data_dir: Path | None = None) -> Task:
@@ -46,8 +50,11 @@ def variant_spec(recipe: Recipe) -> registry.Spec:
 def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Module]:
     """A function that builds the recipe's model for a task.
 
+    Around a mixer that is a classifier, or a language model where the task asks for tokens.
+
     Raises:
-      RegistryError, RecipeError: see `variant_spec`; or a model that cannot read the task's inputs.
+      RegistryError, RecipeError: see `variant_spec`; or a model that cannot read the task's inputs, or settings of
+        another kind of model.
     """
     spec = variant_spec(recipe)
     model = recipe.model
@@ -64,6 +71,7 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
         offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
         arguments = {name: value for name, value in offered.items() if name in accepted} | recipe.options
         return _with_options_named(lambda rngs: cls(**arguments, rngs=rngs), recipe, spec.name)
+    _check_output(recipe, info)
     body = {field.name: getattr(model, field.name) for field in dataclasses.fields(BodyConfig)}
     config = EncoderConfig(
         **body,
@@ -76,9 +84,28 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
     )
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
+        if info.output == "token":
+            return CausalLM(config, tie_embeddings=model.tie_embeddings, rngs=rngs)
         return SequenceClassifier(config, info.num_classes, pooling=model.pooling, head_dim=model.head_dim, rngs=rngs)
 
     return _with_options_named(make, recipe, spec.name)
+
+
+def _check_output(recipe: Recipe, info: TaskInfo) -> None:
+    """Raises RecipeError where the model section asks for what no model of the task's output has."""
+    if info.output == "token" and not recipe.model.causal:
+        raise RecipeError(
+            f"model.causal=false: {recipe.task.name} asks for the token that comes next, which such a model sees; set "
+            "model.causal=true."
+        )
+    default, kind = ModelConfig(), {"label": "classifiers", "token": "language models"}
+    for output in _ONLY.keys() - {info.output}:
+        for name in _ONLY[output]:
+            if getattr(recipe.model, name) != getattr(default, name):
+                raise RecipeError(
+                    f"model.{name}={getattr(recipe.model, name)} is for {kind[output]}; {recipe.task.name} trains "
+                    f"{kind[info.output]}."
+                )
 
 
 def _with_options_named(make: Callable[[nnx.Rngs], nnx.Module], recipe: Recipe, name: str):

@@ -351,7 +351,7 @@ class Trainer:
             self.log.write(step, "validation", metrics)
         self.console.metrics(step, "validation", metrics)
         score = metrics[self.task.metric]
-        if self.meta["best"] is None or score > self.meta["best"]["score"]:
+        if self.meta["best"] is None or self.task.is_better(score, self.meta["best"]["score"]):
             self.meta |= {"best": {"step": step, "score": score}, "stale": 0}
             state = {"params": eval_params(self.state), "rest": self.state["rest"]}
             self.best.save(step, state, {"validation": metrics})

@@ -60,17 +60,19 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(BodyConfig):
-    """The encoder's shape (see `zoo.encoder.BodyConfig`) and the classifier's.
+    """The encoder's shape (see `zoo.encoder.BodyConfig`) and that of the classifier or language model around it.
 
     Attributes:
-      causal: every block sees the past only.
-      pooling: see `zoo.layers.pooling.pool`.
-      head_dim: width of the head's inner layer; None for a single Linear.
+      causal: every block sees the past only; tasks that ask for the next token need it.
+      pooling: of a classifier, see `zoo.layers.pooling.pool`.
+      head_dim: of a classifier, width of the head's inner layer; None for a single Linear.
+      tie_embeddings: of a language model, see `zoo.models.causal_lm.CausalLM`.
     """
 
     causal: bool = False
     pooling: Pooling = "mean"
     head_dim: int | None = None
+    tie_embeddings: bool = False
 
     def __post_init__(self):
         super().__post_init__()

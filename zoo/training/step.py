@@ -101,7 +101,7 @@ def make_train_step(
 
     def gradient(params, rest, batch, key, keep):
         # The weight of the whole batch divides the loss of each part, so that parts may differ in padding.
-        total = jnp.maximum(batch["weight"].sum(), 1e-9)
+        total = jnp.maximum(task.weights(batch).sum(), 1e-9)
         if parts == 1:
             grads, sums, rest = part_gradient(params, rest, batch, jax.random.fold_in(key, 0), total)
             return keep(grads), sums, rest
