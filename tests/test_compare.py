@@ -95,6 +95,24 @@ def test_rows_are_means_over_seeds():
     assert all(line.count("|") == 9 for line in table.splitlines() if line.startswith("|"))
 
 
+def test_a_metric_that_is_no_accuracy_is_shown_as_it_is():
+    def bits(variant, seed, bpb):
+        made = result(variant, seed, 0.3)
+        for which in ("best", "last"):
+            for split in ("test", "validation"):
+                made[which][split] = {**made[which][split], "bpb": bpb}
+        return {**made, "metric": "bpb", "baselines": {"test": {"unigram": 4.9}}}
+
+    rows = summarise([bits("a", 0, 2.25), bits("a", 1, 2.5)])
+    assert rows[0]["test_bpb"] == [2.25, 2.5]
+    assert rows[0]["validation_bpb"] == [2.25, 2.5]
+    table = to_markdown(rows, bits("a", 0, 2.25))
+    assert "| variant | test bpb | by seed |" in table
+    assert "| a | 2.38 ± 0.18 | 0: 2.25, 1: 2.50 |" in table
+    assert "| *unigram* | 4.90 | no model |" in table
+    assert "test bpb of the best parameters over 29 examples." in table
+
+
 def test_every_request_is_checked_before_anything_is_trained(recipe, tmp_path, toy, monkeypatch):
     monkeypatch.setattr(module, "_wait_for", lambda _: pytest.fail("trained"))
     out = tmp_path / "out"

@@ -110,20 +110,21 @@ def _wait_for(command: Sequence[str]) -> int:
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a variant: accuracies of its seeds, their mean and spread, median speed, and sizes."""
+    """One row a variant: the task's metric for its seeds, their mean and spread, median speed, and sizes."""
     rows = []
     for variant in dict.fromkeys(result["variant"] for result in results):
         mine = [result for result in results if result["variant"] == variant]
-        scores = [result[result["select"]]["test"]["accuracy"] for result in mine]
+        metric = _metric(mine[0])
+        scores = [result[result["select"]]["test"][metric] for result in mine]
         speeds = [result["steps_per_second"] for result in mine if result["steps_per_second"]]
         rows.append(
             {
                 "variant": variant,
                 "seeds": [result["seed"] for result in mine],
-                "test_accuracy": scores,
+                f"test_{metric}": scores,
                 "mean": statistics.fmean(scores),
                 "std": statistics.stdev(scores) if len(scores) > 1 else None,
-                "validation_accuracy": [result[result["select"]]["validation"]["accuracy"] for result in mine],
+                f"validation_{metric}": [result[result["select"]]["validation"][metric] for result in mine],
                 "parameters": mine[0]["parameters"],
                 "steps_per_second": statistics.median(speeds) if speeds else None,
                 "step_bytes": max(result["memory"]["step"] for result in mine),
@@ -135,30 +136,39 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _metric(result: dict[str, Any]) -> str:
+    return result.get("metric", "accuracy")  # which results written before there was another do not name
+
+
+def _shown(metric: str) -> tuple[str, float]:
+    """How a metric is called in tables and plots, and the factor that it is shown by: shares in percent."""
+    return ("accuracy (%)", 100) if metric == "accuracy" else (metric, 1)
+
+
 def to_markdown(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     """The comparison as Markdown; `result` is any of the runs, for what they have in common."""
-    environment = result["environment"]
+    environment, metric = result["environment"], _metric(result)
+    title, scale = _shown(metric)
     lines = [
         f"{result['task']}/{result['source']}, protocol {result['protocol'] or '-'}, {result['steps']} steps of "
-        f"{result['batch_size']} x {result['max_len']}, test accuracy of the {result['select']} parameters over "
+        f"{result['batch_size']} x {result['max_len']}, test {metric} of the {result['select']} parameters over "
         f"{result[result['select']]['test']['examples']:.0f} examples.",
         "",
-        "| variant | test accuracy (%) | by seed | parameters | steps/s | step memory (MB) | peak (MB) | compile (s) |",
+        f"| variant | test {title} | by seed | parameters | steps/s | step memory (MB) | peak (MB) | compile (s) |",
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
-        seeds = ", ".join(
-            f"{seed}: {100 * score:.2f}" for seed, score in zip(row["seeds"], row["test_accuracy"], strict=True)
-        )
+        spread = "" if row["std"] is None else f" ± {scale * row['std']:.2f}"
+        scores = zip(row["seeds"], row[f"test_{metric}"], strict=True)
+        seeds = ", ".join(f"{seed}: {scale * score:.2f}" for seed, score in scores)
         speed = "-" if row["steps_per_second"] is None else f"{row['steps_per_second']:.2f}"
         peak = row["device_peak_bytes"] or row["host_peak_bytes"]
         lines.append(
-            f"| {row['variant']} | {100 * row['mean']:.2f}{spread} | {seeds} | {row['parameters']:,} | {speed} "
+            f"| {row['variant']} | {scale * row['mean']:.2f}{spread} | {seeds} | {row['parameters']:,} | {speed} "
             f"| {row['step_bytes'] / 1e6:.1f} | {peak / 1e6:.0f} | {row['compile_seconds']:.1f} |"
         )
     for name, value in result["baselines"]["test"].items():
-        lines.append(f"| *{name.replace('_', ' ')}* | {100 * value:.2f} | no model | | | | | |")
+        lines.append(f"| *{name.replace('_', ' ')}* | {scale * value:.2f} | no model | | | | | |")
     where = "the device's" if rows[0]["device_peak_bytes"] else "the process's"
     lines += [
         "",
@@ -181,17 +191,20 @@ def _plot(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], pat
     names = [row["variant"] for row in rows]
     figure, axes = plt.subplots(1, 3, figsize=(4 + 2.4 * len(rows), 4.2), layout="constrained")
     colors = [f"C{index}" for index in range(len(rows))]
-    axes[0].bar(names, [100 * row["mean"] for row in rows], color=colors, alpha=0.7)
+    metric = _metric(results[0])
+    title, scale = _shown(metric)
+    axes[0].bar(names, [scale * row["mean"] for row in rows], color=colors, alpha=0.7)
     for index, row in enumerate(rows):
-        axes[0].plot([index] * len(row["test_accuracy"]), [100 * score for score in row["test_accuracy"]], "k_", ms=14)
+        scores = [scale * score for score in row[f"test_{metric}"]]
+        axes[0].plot([index] * len(scores), scores, "k_", ms=14)
     for index, (name, value) in enumerate(results[0]["baselines"]["test"].items()):
         style = ["--", ":", "-."][index % 3]
-        axes[0].axhline(100 * value, color="0.35", linestyle=style, linewidth=1)
+        axes[0].axhline(scale * value, color="0.35", linestyle=style, linewidth=1)
         right = {"transform": axes[0].get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": "x-small"}
         box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
-        axes[0].text(0.995, 100 * value, name.replace("_", " "), **right, bbox=box)
-    axes[0].set_ylabel("test accuracy (%)")
-    axes[0].set_title("accuracy (marks: seeds; lines: no model)")
+        axes[0].text(0.995, scale * value, name.replace("_", " "), **right, bbox=box)
+    axes[0].set_ylabel(f"test {title}")
+    axes[0].set_title(f"{metric} (marks: seeds; lines: no model)")
     axes[0].set_ylim(0, None)
     axes[0].margins(x=0.2)
     axes[1].bar(names, [row["steps_per_second"] or 0 for row in rows], color=colors, alpha=0.7)

@@ -150,7 +150,7 @@ def test_bits_are_nats_over_the_bytes_asked_for(file):
 
 
 def test_wrong_sources(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="lm/bytes has no source 'stdlb': give stdlib, or task.source=/the/path"):
+    with pytest.raises(ValueError, match=r"lm/bytes has no source 'stdlb': give stdlib, or task\.source=/the/path"):
         Bytes("stdlb")
     with pytest.raises(ValueError, match="max_len must be at least 1, got 0"):
         Bytes(max_len=0)

@@ -196,6 +196,7 @@ def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
         "seed": recipe.train.seed,
         "parameters": trainer.parameters,
         "select": recipe.train.select,
+        "metric": trainer.task.metric,
         **{which: {"step": steps[which], **tests[which]} for which in ("best", "last")},
         "baselines": {split: trainer.task.baselines(split) for split in ("validation", "test")},
         "published": recipe.published,
