@@ -1,0 +1,1 @@
+"""Measurements; run from the checkout, never part of the installed package."""
