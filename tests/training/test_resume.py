@@ -11,6 +11,7 @@ import time
 import pytest
 from toy_runs import VALUES, arrays, assert_same_run, interrupt, metrics, recipe, run
 
+from zoo.files import seal
 from zoo.training.checkpoint import CheckpointError
 from zoo.training.folder import RunError, hold
 from zoo.training.loop import Trainer, TrainingError
@@ -217,6 +218,19 @@ def test_the_recipe_is_sealed_and_the_checkpoints_know_it(unbroken, tmp_path):
     run(tmp_path / "run", recipe())
     assert path.read_text() == text
     assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_a_checkpoint_that_knows_fewer_settings_is_gone_on_from(unbroken, tmp_path, monkeypatch):
+    """One of an earlier version, in which a setting was not there yet; its recipe.yaml was lost."""
+    interrupt(tmp_path, recipe(), 53, monkeypatch)
+    (tmp_path / "recipe.yaml").unlink()
+    for step in (20, 40):
+        path = tmp_path / "checkpoints" / "last" / str(step) / "manifest.json"
+        manifest = json.loads(path.read_text())
+        del manifest["digest"], manifest["recipe"]["train"]["patience"]
+        path.write_text(json.dumps(seal(manifest)))
+    run(tmp_path, recipe())
+    assert_same_run(tmp_path, unbroken)
 
 
 def test_a_damaged_result_is_named_and_can_be_made_again(unbroken, tmp_path):

@@ -26,7 +26,7 @@ from zoo.training.logging import MetricLog, NoLog, check_mark
 from zoo.training.optimizer import learning_rate, make_optimizer
 from zoo.training.processes import AnyProcess, is_main, share, together
 from zoo.training.profiling import Profiler
-from zoo.training.recipe import Recipe
+from zoo.training.recipe import Recipe, recipe_from_dict
 from zoo.training.sharding import Layout, make_mesh, put_batch
 from zoo.training.signals import Interrupted, StopRequest
 from zoo.training.step import abstract_state, eval_params, init_state, make_eval_step, make_train_step
@@ -412,7 +412,9 @@ class Trainer:
     def _check_usable(self, step: int, log: Path) -> None:
         """Raises CheckpointError where a step is not whole, or what it speaks of is not."""
         manifest = self.last.check(step)
-        check_same(self.recipe, manifest["recipe"], self.last.folder.parents[1])
+        # Through a recipe, so that what this version has more has its default.
+        held = recipe_from_dict(manifest["recipe"], f"the manifest of {self.last.path(step)}")
+        check_same(self.recipe, held.to_dict(), self.last.folder.parents[1])
         if manifest["data"] != self.task.fingerprint():
             raise TrainingError(
                 f"{self.last.path(step)} was trained on other data of the same name (fingerprint {manifest['data']}, "
