@@ -69,7 +69,10 @@ def add_torch_memory(records: Sequence[Record], sizes: Sizes) -> None:
             due.setdefault((record.op, record.peer), set()).add(record.length)
     for (op, peer), lengths in due.items():
         request = {"op": op, "peer": peer, "lengths": sorted(lengths), "sizes": asdict(sizes)}
-        for line in child("memory", request)[1].splitlines():
+        status, text = child("memory", request)
+        if status != 0:
+            print(f"{op} {peer}: the process that measures memory ended with {status}", flush=True)
+        for line in text.splitlines():
             found = json.loads(line)
             megabytes = ", ".join(f"{n / 1e6:.0f} MB {which}" for which, n in found["bytes"].items())
             print(f"{op} T={found['length']} {peer}: {megabytes}", flush=True)
