@@ -74,7 +74,7 @@ def test_every_source_file_of_the_three_folders_registers_something():
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py" and str(path) not in {found.path for found in list_specs()}
     }
-    assert silent <= {"tasks/base.py", "models/sequence_classifier.py"}
+    assert silent <= {"tasks/base.py", "tasks/generated.py", "models/causal_lm.py", "models/sequence_classifier.py"}
 
 
 def test_filters():

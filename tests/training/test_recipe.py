@@ -42,12 +42,22 @@ def test_there_are_recipes_for_three_protocols():
 @pytest.mark.parametrize("variant", [spec.name for spec in registry.list_specs(kind="mixer")])
 def test_every_recipe_loads_for_every_mixer(name, variant):
     recipe = load_recipe(name, variant=variant)
-    assert (recipe.variant, recipe.name, recipe.protocol) == (variant, name, name.split("/")[1])
-    task = make_task(recipe)
-    spec = variant_spec(recipe) if registry.spec(variant).bidirectional or recipe.model.causal else None
-    if spec is not None:
-        model_maker(recipe, task.info)
+    assert (recipe.variant, recipe.name) == (variant, name)
+    assert recipe.protocol == name.split("/")[1] if name.startswith("lra/") else recipe.protocol
     assert recipe.train.select in ("best", "last")
+    task = make_task(recipe)
+    spec = registry.spec(variant)
+    if spec.causal if recipe.model.causal else spec.bidirectional:
+        model_maker(recipe, task.info)
+    else:
+        with pytest.raises(RecipeError, match=rf"model\.causal=\w+: {variant} "):
+            variant_spec(recipe)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_whose_task_asks_for_tokens_are_causal(name):
+    recipe = load_recipe(name)
+    assert recipe.model.causal == (make_task(recipe).info.output == "token")
 
 
 @pytest.mark.parametrize("name", list_recipes())
