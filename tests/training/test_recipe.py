@@ -143,6 +143,8 @@ def test_overrides_are_yaml(text, value):
         ("train.buckets=[64, 32]", r"train\.buckets must be ascending lengths.*from override"),
         ("train=3", r"train \(from override 'train=3'\) is a section of keys, got 3"),
         ("train.lr.peak=1", r"train\.lr \(from override .*must not be a mapping"),
+        ("options.a=2000-01-01", r"options \(from .*must hold numbers, texts, booleans and nulls only"),
+        ("options.a=[{b: 2000-01-01}]", r"options \(from .*must hold numbers, texts, booleans and nulls only"),
         ("options=3", r"options \(from override 'options=3'\) must be a mapping"),
         ("task.source=[a]", r"task\.source \(from override .*must not be a list"),
         ("train.lr=-1", r"train\.lr must be positive, got -1\.0\. \(train\.lr is from override 'train\.lr=-1'\)"),

@@ -345,13 +345,24 @@ def _complaint(hint: Any, value: Any) -> str | None:
     if isinstance(value, bool):
         return None if bool in kinds else "must not be a boolean"
     if isinstance(value, Mapping):
-        return None if dict in kinds else "must not be a mapping"
+        if dict not in kinds:
+            return "must not be a mapping"
+        return None if _is_plain(value) else "must hold numbers, texts, booleans and nulls only (quote what is a text)"
     if isinstance(value, list | tuple):
         return None if tuple in kinds else "must not be a list"
     for kind, name in ((dict, "mapping of keys to values"), (tuple, "list, as in [1, 2]")):
         if kind in kinds:
             return f"must be a {name}"
     return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is free of what YAML has besides: dates, bytes and sets, which cannot be written again."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _all_keys(cls: type, prefix: str = "") -> list[str]:
