@@ -39,7 +39,7 @@ def zoo(capsys, monkeypatch, tmp_path):
 
 COMMANDS = [
     [], ["doctor"], ["list"], ["describe"], ["data"], ["data", "prepare"], ["data", "info"], ["train"], ["evaluate"],
-    ["compare"],
+    ["generate"], ["compare"],
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "CausalLM": "zoo.models.causal_lm",
     "Encoder": "zoo.encoder",
     "EncoderConfig": "zoo.encoder",
     "Flowformer": "zoo.mixers.flowformer",
@@ -18,6 +19,7 @@ _EXPORTS = {
     "Spec": "zoo.registry",
     "create_mixer": "zoo.factory",
     "create_model": "zoo.factory",
+    "generate": "zoo.generation",
     "get": "zoo.registry",
     "init_apply": "zoo.interop",
     "list_specs": "zoo.registry",
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
     from zoo.encoder import EncoderConfig as EncoderConfig
     from zoo.factory import create_mixer as create_mixer
     from zoo.factory import create_model as create_model
+    from zoo.generation import generate as generate
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen
     from zoo.mixers.flowformer import Flowformer as Flowformer
     from zoo.mixers.nystromformer import Nystromformer as Nystromformer
     from zoo.mixers.softmax import Softmax as Softmax
+    from zoo.models.causal_lm import CausalLM as CausalLM
     from zoo.models.sequence_classifier import SequenceClassifier as SequenceClassifier
     from zoo.registry import Spec as Spec
     from zoo.registry import get as get

@@ -117,6 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--which", choices=["best", "last"], default="best")
     sub.add_argument("--split", choices=["train", "validation", "test"], default="test")
 
+    sub = command("generate", _generate, "Continue a text by a run of a byte language model.")
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--prompt", default="", help="the text to go on with")
+    sub.add_argument("--tokens", type=int, default=200, help="bytes to make (default: 200)")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (default: 0.8)")
+    sub.add_argument("--top-k", type=int, help="draw from the k likeliest only")
+    sub.add_argument("--top-p", type=float, help="draw from the likeliest that make up p of the probability")
+    sub.add_argument("--seed", type=int, default=0, help="of the draws")
+    sub.add_argument("--which", choices=["best", "last"], default="best")
+
     sub = command("compare", _compare, "Train several variants by one recipe and compare them.", [recipe, data_dir])
     sub.add_argument("--variants", required=True, help="comma separated")
     sub.add_argument("--seeds", default="0", help="comma separated (default: 0)")
@@ -270,6 +280,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     layout = _layout(args)
     result = evaluate_run(args.run_dir, which=args.which, split=args.split, data_dir=args.data_dir, layout=layout)
     print(json.dumps(result, indent=2))
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from zoo.generation import generate_text
+
+    options = {name: getattr(args, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "which")}
+    print(args.prompt + generate_text(args.run_dir, args.prompt, **options))
 
 
 def _compare(args: argparse.Namespace) -> None:
