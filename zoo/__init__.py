@@ -13,6 +13,7 @@ _EXPORTS = {
     "Encoder": "zoo.encoder",
     "EncoderConfig": "zoo.encoder",
     "Flowformer": "zoo.mixers.flowformer",
+    "Mamba": "zoo.mixers.mamba",
     "Nystromformer": "zoo.mixers.nystromformer",
     "SequenceClassifier": "zoo.models.sequence_classifier",
     "Softmax": "zoo.mixers.softmax",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen
     from zoo.mixers.flowformer import Flowformer as Flowformer
+    from zoo.mixers.mamba import Mamba as Mamba
     from zoo.mixers.nystromformer import Nystromformer as Nystromformer
     from zoo.mixers.softmax import Softmax as Softmax
     from zoo.models.causal_lm import CausalLM as CausalLM

@@ -74,6 +74,8 @@ def assert_same(found, expected, tolerance):
 
 def check(implementation, length, dtype, tolerance, *, full=True, **options):
     given = problem(length, dtype, seed=length, full=full)
+    if not options.get("dt_softplus", True):  # time steps are positive
+        given[0]["dt"], given[0]["dt_bias"] = jnp.abs(given[0]["dt"]), jnp.full(E, 0.1, given[0]["A"].dtype)
     expected = with_gradients(implementation="reference", **options)(*given)
     assert_same(with_gradients(implementation=implementation, **options)(*given), expected, tolerance)
 

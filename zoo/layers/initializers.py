@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
@@ -46,3 +47,21 @@ def bias_initializer(name: KernelInit, fan_in: int, *, feed_forward: bool = Fals
     if name == "xavier_uniform" and feed_forward:
         return initializers.normal(1e-6)
     return initializers.zeros_init()
+
+
+def time_step_bias(low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> nnx.Initializer:
+    """Initialiser of Mamba's `dt_bias`: softplus of it is log-uniform from `low` to `high`, and at least `floor`.
+
+    Raises:
+      ValueError: not 0 < low <= high, or a floor that is not positive.
+    """
+    if not 0 < low <= high or floor <= 0:
+        raise ValueError(f"time steps need 0 < low <= high and floor > 0; low={low}, high={high}, floor={floor}.")
+
+    def init(key, shape, dtype=None, out_sharding=None):
+        del out_sharding
+        step = jnp.exp(jax.random.uniform(key, shape, minval=math.log(low), maxval=math.log(high)))
+        step = jnp.maximum(step, floor)
+        return (step + jnp.log(-jnp.expm1(-step))).astype(dtype or "float32")
+
+    return init
