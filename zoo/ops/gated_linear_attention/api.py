@@ -59,8 +59,8 @@ def gated_linear_attention(
       implementation: "reference" (the recurrence, differentiated by JAX), "xla_chunked" (attention inside chunks, the
         state between them; for gradients too), "xla_sequential" (the recurrence; its gradients by chunks), or "xla",
         which is also None: sequential on a CPU where no gradient is taken, chunked otherwise.
-      chunk_size: tokens per chunk, rounded up to a power of two; None for a good one. It changes speed and memory, not
-        the result.
+      chunk_size: tokens per chunk, rounded up to a power of two; None for the platform's. It changes speed and memory,
+        not the result.
 
     Returns:
       The output [B, T, H, V] in the dtype of `v`; with `return_state` also the state [B, H, K, V]. The state and all
@@ -82,7 +82,7 @@ def gated_linear_attention(
         log_decay = jnp.broadcast_to(log_decay, v.shape[:3])
     problem = Problem(q, k, v, log_decay, initial_state.astype(dtype))
     starts = None if segment_ids is None else segment_starts(segment_ids, mask, reverse=reverse)
-    options = Options(_scale(scale, q), reverse, chunk_size or 64)
+    options = Options(_scale(scale, q), reverse, chunk_size or 0)
     y, state = run(problem, Marks(mask, starts), options)
     y = y.astype(v.dtype)
     return (y, state) if return_state else y
@@ -145,8 +145,11 @@ def _check(
     if sizes["H"] % sizes["G"]:
         raise ValueError(f"{op}: the heads of v, H = {sizes['H']}, must be a multiple of those of q, G = {sizes['G']}.")
     if log_decay is not None:
-        letters = {1: "H", len(tokens.split()) + 1: f"{tokens} H"}.get(log_decay.ndim, f"{tokens} H K")
-        _check_axes(op, "log_decay", log_decay, letters, sizes)
+        letters = {1: "H", len(tokens.split()) + 1: f"{tokens} H", len(tokens.split()) + 2: f"{tokens} H K"}
+        if log_decay.ndim not in letters:
+            takes = " or ".join(f"[{', '.join(axes.split())}]" for axes in letters.values())
+            raise ValueError(f"{op} takes log_decay {takes}; its shape is {log_decay.shape}.")
+        _check_axes(op, "log_decay", log_decay, letters[log_decay.ndim], sizes)
     if state is not None:
         _check_axes(op, "state" if tokens == "B" else "initial_state", state, "B H K V", sizes)
     for name, x in marks.items():

@@ -41,11 +41,19 @@ class Marks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The choices of `gated_linear_attention` that the implementations read."""
+    """The choices of `gated_linear_attention` that the implementations read.
+
+    Attributes:
+      scale: factor of the outputs.
+      reverse: from the last token to the first.
+      chunk_size: tokens per chunk, 0 for that of the platform.
+      chunks_per_block: how many chunks are worked on at once.
+    """
 
     scale: float
     reverse: bool = False
-    chunk_size: int = 64
+    chunk_size: int = 0
+    chunks_per_block: int = 1
 
 
 class Chunk(NamedTuple):

@@ -23,7 +23,7 @@ def _inputs(chunk: Chunk) -> tuple[Array, Array, list[Span]]:
     """Queries and keys of every head, and the products of factors, all [B, G, R, c, K]."""
     assert chunk.factors is not None
     q, k = (jnp.broadcast_to(x[:, :, None], chunk.factors.shape) for x in (chunk.q, chunk.k))
-    return q, k, spans(chunk.factors, axis=-2)
+    return q, k, spans(chunk.factors)
 
 
 def _half(x: Array, size: int, which: int) -> Array:

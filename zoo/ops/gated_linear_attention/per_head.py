@@ -22,14 +22,14 @@ def _decays(chunk: Chunk) -> tuple[Array, Array, Array, Array]:
     size = chunk.v.shape[-2]
     rows, columns = np.arange(size)[:, None], np.arange(size)
     if chunk.factors is None:
-        one = jnp.ones((1, 1), chunk.v.dtype)
+        one = jnp.ones((1,) * chunk.v.ndim, chunk.v.dtype)
         return jnp.asarray(rows >= columns, chunk.v.dtype), one, one, one
-    *levels, whole = spans(chunk.factors)
+    *levels, whole = spans(chunk.factors[..., None])
     matrix = jnp.eye(size, dtype=chunk.v.dtype)
     for span in levels:
         apart = (rows // (2 * span.size) == columns // (2 * span.size)) & (rows // span.size > columns // span.size)
-        matrix = jnp.where(apart, span.prefix[..., :, None] * span.suffix[..., None, :], matrix)
-    return matrix, whole.prefix[..., None], whole.suffix[..., None], whole.prefix[..., -1:, None]
+        matrix = jnp.where(apart, span.prefix * jnp.swapaxes(span.suffix, -1, -2), matrix)
+    return matrix, whole.prefix, whole.suffix, whole.prefix[..., -1:, :]
 
 
 def advance(chunk: Chunk, dot: functools.partial) -> tuple[Array, Array]:

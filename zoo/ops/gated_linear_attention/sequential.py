@@ -11,25 +11,30 @@ from zoo.typing import Array
 
 def token(now: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """One token, arrays without the axis T: its output [B, H, V] in the dtype of v, and the state after it."""
-    dot = functools.partial(jnp.einsum, precision=matmul_precision(now.q, now.k, now.v))
-    q, k, v = (where_real(x.astype(now.state.dtype), marks.real) for x in now[:3])
-    heads = (len(v), q.shape[1], v.shape[1] // q.shape[1])
-    state = now.state.reshape(*heads, *now.state.shape[2:])
-    factors = decay_factors(now.log_decay, marks, v, state.dtype)
+    state, dtype = now.state, now.state.dtype
+    q, k, v = (where_real(x.astype(dtype), marks.real) for x in now[:3])
+    q, k = (jnp.repeat(x, v.shape[1] // x.shape[1], axis=1) for x in (q, k))
+    factors = decay_factors(now.log_decay, marks, v, dtype)
     if factors is not None:
-        state = factors.reshape(*heads, -1, 1) * state
-    state = state + k[:, :, None, :, None] * v.reshape(*heads, 1, -1)
-    y = dot("bgk,bgrkv->bgrv", q * options.scale, state)
-    return y.reshape(v.shape).astype(now.v.dtype), state.reshape(now.state.shape)
+        state = (factors if factors.ndim == 3 else factors[..., None])[..., None] * state
+    state = state + k[..., None] * v[..., None, :]
+    precision = matmul_precision(now.q, now.k, now.v)
+    y = jnp.einsum("bhk,bhkv->bhv", q * options.scale, state, precision=precision)
+    return y.astype(now.v.dtype), state
 
 
 def forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """The output [B, T, H, V] in the dtype of v, and the state after the last token."""
+    length, tokens = problem.v.shape[1], (problem._replace(state=None), marks)
 
-    def step(state: Array, now: tuple[Problem, Marks]) -> tuple[Array, Array]:
-        y, state = token(now[0]._replace(state=state), now[1], options)
-        return state, y
+    # Each token is read where it stands and its output is written in place: no array is laid out anew with T first.
+    def step(count: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        state, y = carry
+        t = length - 1 - count if options.reverse else count
+        read = functools.partial(jax.lax.dynamic_index_in_dim, index=t, axis=1, keepdims=False)
+        now, marks = jax.tree.map(read, tokens)
+        y_t, state = token(now._replace(state=state), marks, options)
+        return state, jax.lax.dynamic_update_index_in_dim(y, y_t, t, axis=1)
 
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (problem._replace(state=None), marks))
-    state, y = jax.lax.scan(step, problem.state, tokens, reverse=options.reverse)
-    return jnp.moveaxis(y, 0, 1), state
+    state, y = jax.lax.fori_loop(0, length, step, (problem.state, jnp.zeros_like(problem.v)))
+    return y, state

@@ -18,7 +18,7 @@ from zoo.typing import Array
 
 
 class Span(NamedTuple):
-    """Products over spans of `size` tokens, arrays [..., c] (see the module).
+    """Products over spans of `size` tokens, arrays [..., c, K] (see the module).
 
     Attributes:
       size: h.
@@ -31,18 +31,21 @@ class Span(NamedTuple):
     suffix: Array
 
 
-def spans(factors: Array, axis: int = -1) -> list[Span]:
-    """The products over spans of 1, 2, 4, ... tokens and over all c of them, which are a power of two, along `axis`."""
-    factors = jnp.moveaxis(factors, axis, -1)
-    length = factors.shape[-1]
-    found = [Span(1, factors, jnp.ones_like(factors))]
-    while (size := found[-1].size) < length:
-        halves = (*factors.shape[:-1], length // (2 * size), 2, size)
-        prefix, suffix = (x.reshape(halves) for x in found[-1][1:])
-        first, second = prefix[..., 0, -1:], prefix[..., 1, -1:]  # products over each half
-        prefix = jnp.stack([prefix[..., 0, :], prefix[..., 1, :] * first], axis=-2)
-        suffix = jnp.stack([suffix[..., 0, :] * second, suffix[..., 1, :]], axis=-2)
-        found.append(Span(2 * size, prefix.reshape(factors.shape), suffix.reshape(factors.shape)))
-    return [
-        Span(size, jnp.moveaxis(prefix, -1, axis), jnp.moveaxis(suffix, -1, axis)) for size, prefix, suffix in found
-    ]
+def spans(factors: Array) -> list[Span]:
+    """Products of `factors` [..., c, K] over spans of 1, 2, 4, ... tokens and over all c, which is a power of two."""
+    span, total = Span(1, factors, jnp.ones_like(factors)), factors
+    found = [span]
+    while span.size < factors.shape[-2]:
+        first, second = total[..., ::2, :], total[..., 1::2, :]  # over each half of the spans to come
+        one = jnp.ones_like(first)
+        prefix = _times(span.prefix, span.size, one, first)
+        suffix = _times(span.suffix, span.size, second, one)
+        span, total = Span(2 * span.size, prefix, suffix), first * second
+        found.append(span)
+    return found
+
+
+def _times(x: Array, size: int, first: Array, second: Array) -> Array:
+    """`x` [..., c, K] times `first` in the first half of each span of 2 `size` tokens, times `second` in the other."""
+    halves = x.reshape(*first.shape[:-1], 2, size, x.shape[-1])
+    return (halves * jnp.stack([first, second], axis=-2)[..., None, :]).reshape(x.shape)

@@ -1,6 +1,9 @@
 """The implementations by XLA, with their own backward pass: by chunks always; forward by chunks or token by token."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -8,21 +11,21 @@ from zoo.ops.gated_linear_attention import chunked, sequential
 from zoo.ops.gated_linear_attention.common import Marks, Options, Problem
 from zoo.typing import Array
 
-# Chunks worked on at once: on an accelerator enough to fill it, on a CPU one, which stays in the cache.
-_CHUNKS_PER_BLOCK = 16
+# (chunk_size, chunks_per_block). On a CPU what a chunk needs stays in the cache; an accelerator wants much at once.
+_CPU = (32, 1)
+_ACCELERATOR = (64, 16)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def default(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """Token by token on a CPU as long as no gradient is asked for, otherwise by chunks."""
-    run = functools.partial(sequential.forward, options=options)
-    return jax.lax.platform_dependent(problem, marks, cpu=run, default=functools.partial(_by_chunks, options=options))
+    return _per_platform(sequential.forward, chunked.forward, options)(problem, marks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def by_chunks(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """By chunks, forward and backward."""
-    return _by_chunks(problem, marks, options)
+    return _per_platform(chunked.forward, chunked.forward, options)(problem, marks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -31,38 +34,28 @@ def by_token(problem: Problem, marks: Marks, options: Options) -> tuple[Array, A
     return sequential.forward(problem, marks, options)
 
 
-def _by_chunks(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    return _forward(problem, marks, options)[:2]
+def _per_platform(cpu: Callable, accelerator: Callable, options: Options) -> Callable[..., Any]:
+    """One function for all platforms, which becomes `cpu` or `accelerator` when it is compiled for one."""
 
+    def ready(function: Callable, chunk_size: int, chunks_per_block: int) -> Callable:
+        size = options.chunk_size or chunk_size
+        here = dataclasses.replace(options, chunk_size=size, chunks_per_block=chunks_per_block)
+        return functools.partial(function, options=here)
 
-def _forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array, Array]:
-    return jax.lax.platform_dependent(
-        problem,
-        marks,
-        cpu=functools.partial(chunked.forward, options=options, chunks_per_block=1),
-        default=functools.partial(chunked.forward, options=options, chunks_per_block=_CHUNKS_PER_BLOCK),
+    return functools.partial(
+        jax.lax.platform_dependent, cpu=ready(cpu, *_CPU), default=ready(accelerator, *_ACCELERATOR)
     )
 
 
-def _forward_and_save(problem: Problem, marks: Marks, options: Options):
-    y, state, states = _forward(problem, marks, options)
-    return (y, state), (problem, marks, states)
+def _saving(run: Callable, problem: Problem, marks: Marks, options: Options):
+    return run(problem, marks, options), (problem, marks)
 
 
-def _forward_by_token_and_save(problem: Problem, marks: Marks, options: Options):
-    return sequential.forward(problem, marks, options), (problem, marks, _forward(problem, marks, options)[2])
-
-
-def _backward(options: Options, saved: tuple[Problem, Marks, Array], gradients: tuple[Array, Array]):
-    problem = jax.lax.platform_dependent(
-        *saved,
-        *gradients,
-        cpu=functools.partial(chunked.backward, options=options, chunks_per_block=1),
-        default=functools.partial(chunked.backward, options=options, chunks_per_block=_CHUNKS_PER_BLOCK),
-    )
+def _backward(options: Options, saved: tuple[Problem, Marks], gradients: tuple[Array, Array]):
+    problem = _per_platform(chunked.backward, chunked.backward, options)(*saved, *gradients)
     return problem, Marks(None, None)
 
 
-default.defvjp(_forward_and_save, _backward)
-by_chunks.defvjp(_forward_and_save, _backward)
-by_token.defvjp(_forward_by_token_and_save, _backward)
+default.defvjp(functools.partial(_saving, by_chunks), _backward)
+by_chunks.defvjp(functools.partial(_saving, by_chunks), _backward)
+by_token.defvjp(functools.partial(_saving, by_token), _backward)
