@@ -255,6 +255,14 @@ def test_options_reach_the_shipped_mixers():
     assert mixer_of(dataclasses.replace(CONFIG, dropout=0.3), nnx.Rngs(0)).attention_dropout.rate == 0.3
 
 
+def test_the_depth_reaches_mixers_that_start_by_it():
+    """Mamba's out-projection starts within 1 / sqrt(width * layers), as in the authors' language model."""
+    for layers in (1, 4):
+        config = dataclasses.replace(CONFIG, mixer="mamba", num_layers=layers, causal=True)
+        kernel = mixer_of(config, nnx.Rngs(0)).out_proj.kernel[...]
+        assert 0.9 < float(abs(kernel).max()) * (16 * layers) ** 0.5 <= 1
+
+
 def test_the_past_does_not_see_the_future():
     module = Encoder(dataclasses.replace(CONFIG, causal=True, num_layers=2), rngs=nnx.Rngs(0))
     changed = TOKENS.at[:, 4].set(TOKENS[:, 4] % 6 + 1)

@@ -13,8 +13,12 @@ _EXPORTS = {
     "Encoder": "zoo.encoder",
     "EncoderConfig": "zoo.encoder",
     "Flowformer": "zoo.mixers.flowformer",
+    "GLA": "zoo.mixers.gla",
+    "LinearAttention": "zoo.mixers.linear_attention",
     "Mamba": "zoo.mixers.mamba",
+    "Mamba2": "zoo.mixers.mamba2",
     "Nystromformer": "zoo.mixers.nystromformer",
+    "RetNet": "zoo.mixers.retnet",
     "SequenceClassifier": "zoo.models.sequence_classifier",
     "Softmax": "zoo.mixers.softmax",
     "Spec": "zoo.registry",
@@ -42,8 +46,12 @@ if TYPE_CHECKING:
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen
     from zoo.mixers.flowformer import Flowformer as Flowformer
+    from zoo.mixers.gla import GLA as GLA
+    from zoo.mixers.linear_attention import LinearAttention as LinearAttention
     from zoo.mixers.mamba import Mamba as Mamba
+    from zoo.mixers.mamba2 import Mamba2 as Mamba2
     from zoo.mixers.nystromformer import Nystromformer as Nystromformer
+    from zoo.mixers.retnet import RetNet as RetNet
     from zoo.mixers.softmax import Softmax as Softmax
     from zoo.models.causal_lm import CausalLM as CausalLM
     from zoo.models.sequence_classifier import SequenceClassifier as SequenceClassifier

@@ -132,6 +132,7 @@ def make_mixer(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.Module:
         raise ValueError(f"{config.mixer} has no option causal, so it cannot be in a causal encoder.")
     shared = {
         "num_heads": config.num_heads,
+        "num_layers": config.num_layers,  # for initial values that depend on the depth
         "max_len": config.max_len + config.cls_token,
         "causal": config.causal,
         "dropout": config.dropout,

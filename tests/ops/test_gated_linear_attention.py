@@ -17,7 +17,7 @@ EVERY = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 # Right padding with a hole; padding on the left. The ids of padding mean nothing.
 MASK = np.stack([(np.arange(T) < 17) & (np.arange(T) != 5), np.arange(T) >= 3])
-SEGMENTS = np.stack([[4] * 3 + [1] * 6 + [4] * 8 + [0] * 4, [9] * 12 + [2] * 9])
+SEGMENTS = np.array([[4] * 3 + [1] * 6 + [4] * 8 + [0] * 4, [9] * 12 + [2] * 9], np.int32)
 
 
 @pytest.fixture(autouse=True)

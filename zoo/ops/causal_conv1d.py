@@ -61,17 +61,14 @@ def causal_conv1d(
       TypeError: `mask` is not boolean, `segment_ids` are not integers, `x` is not floating point.
     """
     _check(x, w, b, mask, segment_ids, initial_state, activation)
-    dtype = _wide(x)
-    size = w.shape[0]
-    if initial_state is None:
-        state = jnp.zeros((x.shape[0], size - 1, x.shape[2]), dtype)
-    else:
-        state = initial_state.astype(dtype)
+    state = None if initial_state is None else initial_state.astype(_wide(x))
     runs = None if segment_ids is None else segment_runs(segment_ids, mask, reverse=reverse)
     run = select(implementation, _TABLE, op="causal_conv1d", default="xla")
     y = run(x, w, b, state, mask, runs, activation, reverse)
     if not return_state:
         return y
+    if state is None:
+        state = jnp.zeros((x.shape[0], w.shape[0] - 1, x.shape[2]), _wide(x))
     return y, _last_inputs(x, state, mask, runs, reverse)
 
 
@@ -153,9 +150,8 @@ def _real(x: Array, mask: Array | None) -> Array:
     return x if mask is None else jnp.where(mask[..., None], x, 0)
 
 
-def _with_past(x: Array, state: Array, mask: Array | None, reverse: bool) -> Array:
+def _with_past(x: Array, state: Array, reverse: bool) -> Array:
     """[B, T + W - 1, D]: the state, then the inputs; in reverse the inputs, then the state, its newest row first."""
-    x = _real(x, mask).astype(state.dtype)
     return jnp.concatenate([x, state[:, ::-1]] if reverse else [state, x], axis=1)
 
 
@@ -167,15 +163,18 @@ def _runs_with_past(runs: Array, size: int, reverse: bool) -> Array:
 def _last_inputs(x: Array, state: Array, mask: Array | None, runs: Array | None, reverse: bool) -> Array:
     """The new state: the W - 1 inputs up to the last real token, as far as they are of its segment."""
     length, size = x.shape[1], state.shape[1] + 1
-    rows = _with_past(x, state, mask, reverse)
-    # In reverse too, the inputs are read from the newest to the oldest and laid down the other way round.
+    if mask is None and runs is None:
+        x = x[:, : size - 1] if reverse else x[:, max(0, length - size + 1) :]
+        rows = _with_past(x.astype(state.dtype), state, reverse)
+        return rows[:, : size - 1][:, ::-1] if reverse else rows[:, rows.shape[1] - size + 1 :]
+    rows = _with_past(_real(x, mask).astype(state.dtype), state, reverse)
     order = jnp.arange(size - 1)
-    if mask is None:
-        first = jnp.full((x.shape[0], 1), 0 if reverse else length)
-    elif reverse:
-        first = jnp.where(mask.any(1), jnp.argmax(mask, axis=1), length)[:, None]
+    real = jnp.ones(x.shape[:2], bool) if mask is None else mask
+    if reverse:
+        first = jnp.where(real.any(1), jnp.argmax(real, axis=1), length)[:, None]
     else:
-        first = jnp.where(mask.any(1), length - jnp.argmax(mask[:, ::-1], axis=1), 0)[:, None]
+        first = jnp.where(real.any(1), length - jnp.argmax(real[:, ::-1], axis=1), 0)[:, None]
+    # In reverse the rows run from the newest input to the oldest, and the state the other way round.
     rows_of = first + (order[::-1] if reverse else order)
     new = jnp.take_along_axis(rows, rows_of[..., None], axis=1)
     if runs is None:
@@ -185,44 +184,53 @@ def _last_inputs(x: Array, state: Array, mask: Array | None, runs: Array | None,
     return jnp.where((past == last)[..., None], new, 0)
 
 
-def _taps(w: Array, dtype: DType, reverse: bool) -> Array:
-    """In the order of the rows that they multiply."""
-    return (w[::-1] if reverse else w).astype(dtype)
-
-
-def _seen(runs: Array, size: int, reverse: bool) -> list[Array]:
-    """Per shift, where the shifted row is of the token's own segment, [B, T, 1]."""
-    rows, length = _runs_with_past(runs, size, reverse), runs.shape[1]
-    return [(rows[:, i : i + length] == runs)[..., None] for i in range(size)]
-
-
 def _reference(x, w, b, state, mask, runs, activation, reverse):
     """Every output's own window [B, T, W, D], contracted with the kernel."""
-    size, length = w.shape[0], x.shape[1]
+    size, length, dtype = w.shape[0], x.shape[1], _wide(x)
+    state = jnp.zeros((x.shape[0], size - 1, x.shape[2]), dtype) if state is None else state
     index = jnp.arange(length)[:, None] + jnp.arange(size)
-    windows = _with_past(x, state, mask, reverse)[:, index]
+    windows = _with_past(_real(x, mask).astype(dtype), state, reverse)[:, index]
     if runs is not None:
         same = _runs_with_past(runs, size, reverse)[:, index] == runs[..., None]
         windows = jnp.where(same[..., None], windows, 0)
-    taps = _taps(w, state.dtype, reverse)
+    taps = (w[::-1] if reverse else w).astype(dtype)
     y = jnp.einsum("btwd,wd->btd", windows, taps, precision=jax.lax.Precision.HIGHEST)
-    y = y if b is None else y + b.astype(state.dtype)
+    y = y if b is None else y + b.astype(dtype)
     return _real(_activate(y, activation), mask).astype(x.dtype)
 
 
-def _before_activation(x, w, b, state, mask, runs, reverse):
-    length, size = x.shape[1], w.shape[0]
-    rows, taps = _with_past(x, state, mask, reverse), _taps(w, state.dtype, reverse)
-    terms = [rows[:, i : i + length] * taps[i] for i in range(size)]
-    if runs is not None:
-        seen = _seen(runs, size, reverse)
-        terms = [jnp.where(same, term, 0) for same, term in zip(seen, terms, strict=True)]
-    return functools.reduce(jnp.add, terms if b is None else [*terms, b.astype(state.dtype)])
+def _earlier(x: Array, state: Array | None, runs: Array | None, lag: int, reverse: bool) -> Array:
+    """For each token, the input that was processed `lag` tokens before it; zero where that is of another segment."""
+    if lag == 0:
+        return x
+    length = x.shape[1]
+    if state is None:
+        kept = x[:, lag:] if reverse else x[:, : max(0, length - lag)]
+        missing = length - kept.shape[1]
+        x = jnp.pad(kept, ((0, 0), (0, missing) if reverse else (missing, 0), (0, 0)))
+    else:
+        rows = _with_past(x, state[:, state.shape[1] - lag :], reverse)
+        x = rows[:, lag:] if reverse else rows[:, :length]
+    return x if runs is None else jnp.where(_same_run(runs, lag, reverse), x, 0)
+
+
+def _same_run(runs: Array, lag: int, reverse: bool) -> Array:
+    """Whether the token `lag` tokens earlier is of the same segment, [B, T, 1]; the state is of the first."""
+    length = runs.shape[1]
+    rows = _runs_with_past(runs, lag + 1, reverse)
+    return ((rows[:, lag:] if reverse else rows[:, :length]) == runs)[..., None]
+
+
+def _before_activation(x, w, b, state, runs, reverse):
+    """The convolution of `x`, which is clean of padding and wide; no array but the result is written."""
+    size = w.shape[0]
+    terms = [_earlier(x, state, runs, lag, reverse) * w[size - 1 - lag].astype(x.dtype) for lag in range(size)]
+    return functools.reduce(jnp.add, terms if b is None else [*terms, b.astype(x.dtype)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _xla(x, w, b, state, mask, runs, activation, reverse):
-    y = _before_activation(x, w, b, state, mask, runs, reverse)
+    y = _before_activation(_real(x, mask).astype(_wide(x)), w, b, state, runs, reverse)
     return _real(_activate(y, activation), mask).astype(x.dtype)
 
 
@@ -232,27 +240,28 @@ def _xla_forward(x, w, b, state, mask, runs, activation, reverse):
 
 def _xla_backward(activation, reverse, saved, dy):
     x, w, b, state, mask, runs = saved
-    dtype, length, size = state.dtype, x.shape[1], w.shape[0]
-    dy = _real(dy.astype(dtype), mask)
+    dtype, length, size = _wide(x), x.shape[1], w.shape[0]
+    dy, inputs = _real(dy.astype(dtype), mask), _real(x, mask).astype(dtype)
     if activation == "silu":
-        before = _before_activation(x, w, b, state, mask, runs, reverse)
+        before = _before_activation(inputs, w, b, state, runs, reverse)
         gate = jax.nn.sigmoid(before)
         dy = dy * gate * (1 + before * (1 - gate))
-    rows, taps = _with_past(x, state, mask, reverse), _taps(w, dtype, reverse)
-    parts = [dy] * size
-    if runs is not None:
-        parts = [jnp.where(same, dy, 0) for same in _seen(runs, size, reverse)]
-    drows, dtaps = jnp.zeros_like(rows), []
-    for i, part in enumerate(parts):
-        dtaps.append((part * rows[:, i : i + length]).sum((0, 1)))
-        drows += jnp.pad(part * taps[i], ((0, 0), (i, size - 1 - i), (0, 0)))
-    if reverse:
-        dx, dstate = drows[:, :length], drows[:, length:][:, ::-1]
-    else:
-        dx, dstate = drows[:, size - 1 :], drows[:, : size - 1]
-    dw = jnp.stack(dtaps[::-1] if reverse else dtaps).astype(w.dtype)
+    dx, dtaps = [], []
+    dstate = None if state is None else jnp.zeros_like(state)
+    for lag in range(size):
+        dtaps.append((dy * _earlier(inputs, state, runs, lag, reverse)).sum((0, 1)))
+        part = dy if runs is None or lag == 0 else jnp.where(_same_run(runs, lag, reverse), dy, 0)
+        part = part * w[size - 1 - lag].astype(dtype)
+        # To the inputs `lag` tokens earlier; what falls off belongs to the state.
+        inside = max(0, length - lag)
+        kept = part[:, :inside] if reverse else part[:, length - inside :]
+        dx.append(jnp.pad(kept, ((0, 0), (length - inside, 0) if reverse else (0, length - inside), (0, 0))))
+        if dstate is not None and lag:
+            first = part[:, inside:][:, ::-1] if reverse else part[:, : length - inside]
+            dstate = dstate.at[:, size - 1 - lag : size - 1 - lag + first.shape[1]].add(first)
+    dw = jnp.stack(dtaps[::-1]).astype(w.dtype)
     db = None if b is None else dy.sum((0, 1)).astype(b.dtype)
-    return _real(dx, mask).astype(x.dtype), dw, db, dstate, None, None
+    return _real(functools.reduce(jnp.add, dx), mask).astype(x.dtype), dw, db, dstate, None, None
 
 
 _xla.defvjp(_xla_forward, _xla_backward)
