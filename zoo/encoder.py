@@ -19,7 +19,7 @@ from zoo.layers.embeddings import Embedding, Inputs, Positions
 from zoo.layers.feed_forward import Activation, FeedForward
 from zoo.layers.initializers import KernelInit, bias_initializer, kernel_initializer
 from zoo.layers.shapes import check_shapes
-from zoo.typing import Array, Bool, Float, Int, Num, PyTree
+from zoo.typing import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 Remat = Literal["none", "full", "dots"]
 
@@ -264,13 +264,7 @@ class Encoder(nnx.Module):
             param_dtype=jnp.dtype(config.param_dtype),
             rngs=rngs,
         )
-        blocks = [Block(config, rngs=rngs) for _ in range(config.num_layers)]
-        if config.scan_layers:
-            graph, first = nnx.split(blocks[0])
-            states = [first, *(nnx.state(block) for block in blocks[1:])]
-            self.layers = nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-        else:
-            self.layers = nnx.List(blocks)
+        self.layers = make_layers(config, rngs=rngs)
         self.norm = make_norm(config, rngs) if config.norm == "pre" else None
 
     def __call__(
@@ -312,10 +306,12 @@ class Encoder(nnx.Module):
             places = jnp.maximum(ends - 1, 0)  # padding in front stands nowhere
             state = EncoderState(ends[:, -1], state.layers)
         x = self.embedding(inputs, places=places, deterministic=deterministic, rngs=rngs)
-        if mask is not None and self.config.cls_token:
+        config = self.config
+        if mask is not None and config.cls_token:
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         key = None if rngs is None else rngs.dropout()
-        x, layers = self._run_layers(x, mask, deterministic, key, None if state is None else state.layers)
+        states = None if state is None else state.layers
+        x, layers = run_layers(self.layers, config, x, mask=mask, deterministic=deterministic, key=key, states=states)
         x = x if self.norm is None else self.norm(x)
         return (x, state._replace(layers=layers)) if return_state and state is not None else x
 
@@ -376,43 +372,82 @@ class Encoder(nnx.Module):
         if state is not None and state.length.shape != (batch_size,):
             raise ValueError(f"the state is that of a batch of {state.length.shape[0]}, the inputs are {batch_size}.")
 
-    def _run_layers(self, x, mask, deterministic, key, states: Any = None):
-        config = self.config
-        keys = None if key is None else jax.random.split(key, config.num_layers)
-        blocks: list[Any] = [self.layers] if isinstance(self.layers, Block) else list(self.layers)
-        graph = nnx.graphdef(blocks[0])
 
-        def call(block, x, key, state):
-            rngs = None if key is None else nnx.Rngs(dropout=key)
-            flags = {"mask": mask, "deterministic": deterministic, "rngs": rngs}
-            return (block(x, **flags), None) if states is None else block(x, **flags, state=state, return_state=True)
+def make_layers(config: EncoderConfig, *, rngs: nnx.Rngs) -> Any:
+    """The blocks of an encoder: an `nnx.List`, or with `scan_layers` one block whose arrays are stacked along axis 0.
 
-        def run(layer, x, key, state):
-            block = nnx.merge(graph, layer)
-            before = _arrays(block)
+    A model that is no `Encoder` (its vectors are not those of tokens in a row) has them as an attribute and calls
+    `run_layers` on them.
+
+    Raises:
+      RegistryError, TypeError, ValueError: as `make_mixer` does.
+    """
+    blocks = [Block(config, rngs=rngs) for _ in range(config.num_layers)]
+    if not config.scan_layers:
+        return nnx.List(blocks)
+    graph, first = nnx.split(blocks[0])
+    states = [first, *(nnx.state(block) for block in blocks[1:])]
+    return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+
+def run_layers(
+    layers: Any,
+    config: EncoderConfig,
+    x: Float[Array, "B T D"],
+    *,
+    mask: Bool[Array, "B T"] | None = None,
+    deterministic: bool | None = None,
+    key: PRNGKeyArray | None = None,
+    states: PyTree = None,
+) -> tuple[Float[Array, "B T D"], PyTree]:
+    """`x` through the blocks that `make_layers` made of `config`, recomputed in the backward pass as `remat` says.
+
+    Args:
+      layers, config: the blocks, and what they were made of.
+      x: vectors.
+      mask: True at real positions; None where all are.
+      deterministic: no dropout; None for the module's own mode.
+      key: of dropout; None where there is none.
+      states: of each block's mixer; None for neither taking nor keeping any.
+
+    Returns:
+      The vectors after the last block (no norm follows it), and the new states or None.
+    """
+    keys = None if key is None else jax.random.split(key, config.num_layers)
+    blocks: list[Any] = [layers] if isinstance(layers, Block) else list(layers)
+    graph = nnx.graphdef(blocks[0])
+
+    def call(block, x, key, state):
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        flags = {"mask": mask, "deterministic": deterministic, "rngs": rngs}
+        return (block(x, **flags), None) if states is None else block(x, **flags, state=state, return_state=True)
+
+    def run(layer, x, key, state):
+        block = nnx.merge(graph, layer)
+        before = _arrays(block)
+        x, state = call(block, x, key, state)
+        return x, (_changed(block, before), state)
+
+    if config.remat != "none":
+        policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        run = jax.checkpoint(run, policy=policy)
+    if config.scan_layers:
+        x, (changed, states) = jax.lax.scan(
+            lambda x, layer: run(layer[0], x, *layer[1:]), x, (nnx.state(blocks[0]), keys, states)
+        )
+        nnx.update(blocks[0], changed)
+        return x, states
+    after = []
+    for index, block in enumerate(blocks):
+        key = None if keys is None else keys[index]
+        state = None if states is None else states[index]
+        if config.remat == "none":
             x, state = call(block, x, key, state)
-            return x, (_changed(block, before), state)
-
-        if config.remat != "none":
-            policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            run = jax.checkpoint(run, policy=policy)
-        if config.scan_layers:
-            x, (changed, states) = jax.lax.scan(
-                lambda x, layer: run(layer[0], x, *layer[1:]), x, (nnx.state(blocks[0]), keys, states)
-            )
-            nnx.update(blocks[0], changed)
-            return x, states
-        after = []
-        for index, block in enumerate(blocks):
-            key = None if keys is None else keys[index]
-            state = None if states is None else states[index]
-            if config.remat == "none":
-                x, state = call(block, x, key, state)
-            else:
-                x, (changed, state) = run(nnx.state(block), x, key, state)
-                nnx.update(block, changed)
-            after.append(state)
-        return x, None if states is None else tuple(after)
+        else:
+            x, (changed, state) = run(nnx.state(block), x, key, state)
+            nnx.update(block, changed)
+        after.append(state)
+    return x, None if states is None else tuple(after)
 
 
 def _arrays(block: nnx.Module) -> dict[Any, list[Any]]:
