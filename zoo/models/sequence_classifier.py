@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.encoder import Encoder, EncoderConfig
+from zoo.encoder import BodyConfig, Encoder, EncoderConfig
 from zoo.layers.initializers import bias_initializer, kernel_initializer
 from zoo.layers.pooling import POOLINGS, Pooling, pool
 from zoo.typing import Array, Bool, Float, Num
@@ -38,28 +38,12 @@ class SequenceClassifier(nnx.Module):
     ):
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; there are {', '.join(POOLINGS)}.")
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         if pooling == "cls" and config.causal:
             raise ValueError("pooling='cls' in a causal encoder sees no token: use 'last' or 'mean'.")
         self.pooling: Pooling = pooling
         config = dataclasses.replace(config, cls_token=pooling == "cls")
         self.encoder = Encoder(config, rngs=rngs)
-
-        def linear(d_in: int, d_out: int) -> nnx.Linear:
-            # The original LRA code leaves its classifier at Flax's own initialiser, whatever the encoder has.
-            name = "torch" if config.kernel_init == "torch" else "lecun_normal"
-            return nnx.Linear(
-                d_in,
-                d_out,
-                kernel_init=kernel_initializer(name),
-                bias_init=bias_initializer(name, d_in),
-                param_dtype=jnp.dtype(config.param_dtype),
-                rngs=rngs,
-            )
-
-        self.hidden = None if head_dim is None else linear(config.d_model, head_dim)
-        self.logits = linear(head_dim or config.d_model, num_classes)
+        self.hidden, self.logits = make_head(config, num_classes, head_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -82,6 +66,31 @@ class SequenceClassifier(nnx.Module):
         """
         x: Any = self.encoder(inputs, mask=mask, deterministic=deterministic, rngs=rngs)
         x = pool(x, mask, self.pooling).astype(jnp.float32)
-        if self.hidden is not None:
-            x = jax.nn.relu(self.hidden(x))
-        return self.logits(x)
+        return self.logits(x if self.hidden is None else jax.nn.relu(self.hidden(x)))
+
+
+def make_head(
+    config: BodyConfig, num_classes: int, head_dim: int | None, *, rngs: nnx.Rngs
+) -> tuple[nnx.Linear | None, nnx.Linear]:
+    """The two layers of a head, [Linear(D -> head_dim),] Linear(-> C), which compute in float32; the first may be None.
+
+    Raises:
+      ValueError: no classes.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+
+    def linear(d_in: int, d_out: int) -> nnx.Linear:
+        # The original LRA code leaves its classifier at Flax's own initialiser, whatever the encoder has.
+        name = "torch" if config.kernel_init == "torch" else "lecun_normal"
+        return nnx.Linear(
+            d_in,
+            d_out,
+            kernel_init=kernel_initializer(name),
+            bias_init=bias_initializer(name, d_in),
+            param_dtype=jnp.dtype(config.param_dtype),
+            rngs=rngs,
+        )
+
+    hidden = None if head_dim is None else linear(config.d_model, head_dim)
+    return hidden, linear(head_dim or config.d_model, num_classes)
