@@ -173,12 +173,14 @@ class ITransformer(nnx.Module):
             **dtypes,
             rngs=rngs,
         )
-        self.position = self.cls = nnx.data(None)
-        if config.positions == "learned":
-            init = initializers.normal(0.02)
-            self.position = nnx.Param(init(rngs.params(), (config.max_len, config.d_model), dtypes["param_dtype"]))
-        if config.cls_token:
-            self.cls = nnx.Param(jnp.zeros((config.d_model,), dtypes["param_dtype"]))
+
+        def vector(*shape: int) -> nnx.Param:
+            # Not zero: the derivative of a norm there is 1 / sqrt(eps).
+            return nnx.Param(initializers.normal(0.02)(rngs.params(), shape, dtypes["param_dtype"]))
+
+        learned = config.positions == "learned"
+        self.position = vector(config.max_len, config.d_model) if learned else nnx.data(None)
+        self.cls = vector(config.d_model) if config.cls_token else nnx.data(None)
 
     def __call__(
         self,
