@@ -130,8 +130,13 @@ class TimeLinear(nnx.Module):
         """Maps each variate along time; the result is float32 (float64 of float64)."""
         kernel, bias = self.kernel[...], self.bias[...]
         dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
-        axes = "bln,lh->bhn" if kernel.ndim == 2 else "bln,nlh->bhn"
         full = jnp.promote_types(dtype, jnp.float32)
-        y = jnp.einsum(axes, x, kernel, preferred_element_type=full)
-        return y + (bias[:, None] if bias.ndim == 1 else bias.T).astype(full)
+        # Written so that L is the last axis of one factor and the first of the other: XLA's CPU backend has no product
+        # of bfloat16 with float32 sums for other orders.
+        if kernel.ndim == 2:
+            x, axes, back = x.swapaxes(1, 2), "bnl,lh->bnh", (0, 2, 1)
+        else:
+            x, axes, back = x.transpose(2, 0, 1), "nbl,nlh->nbh", (1, 2, 0)
+            bias = bias[:, None]
+        y = jnp.einsum(axes, x.astype(dtype), kernel.astype(dtype), preferred_element_type=full)
+        return (y + bias.astype(full)).transpose(back)
