@@ -23,7 +23,7 @@ MAY_USE = {
     "layers": ("typing", "ops"),
     "mixers": ("typing", "ops", "layers", "registry"),
     "functional": ("typing",),
-    "data": ("files",),
+    "data": ("files", "registry"),
     "tasks": ("typing", "registry", "data"),
     "encoder": ("typing", "registry", "layers", "functional"),
     "models": ("typing", "registry", "ops", "layers", "encoder"),

@@ -24,6 +24,7 @@ _EXPORTS = {
     "Spec": "zoo.registry",
     "create_mixer": "zoo.factory",
     "create_model": "zoo.factory",
+    "forecast": "zoo.forecasting",
     "generate": "zoo.generation",
     "get": "zoo.registry",
     "init_apply": "zoo.interop",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from zoo.encoder import EncoderConfig as EncoderConfig
     from zoo.factory import create_mixer as create_mixer
     from zoo.factory import create_model as create_model
+    from zoo.forecasting import forecast as forecast
     from zoo.generation import generate as generate
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen

@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--workers", type=int, help="processes (default: one for each core)")
         else:
             sub.add_argument("--verify", action="store_true", help="compute the checksum of every file")
+        sub.add_argument("overrides", nargs="*", metavar="option=value", help="the task's own, as in horizon=96")
         sub.add_argument("--seed", type=int, default=0, help="of data that is drawn")
 
     sub = command("train", _train, "Train a variant by a recipe.", [recipe, data_dir, devices])
@@ -117,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--which", choices=["best", "last"], default="best")
     sub.add_argument("--split", choices=["train", "validation", "test"], default="test")
 
+    sub.add_argument("overrides", nargs="*", metavar="option=value", help="of the task, as in units=original")
+
     sub = command("generate", _generate, "Continue a text by a run of a byte language model.")
     sub.add_argument("run_dir", type=Path)
     sub.add_argument("--prompt", default="", help="the text to go on with")
@@ -126,6 +129,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-p", type=float, help="draw from the likeliest that make up p of the probability")
     sub.add_argument("--seed", type=int, default=0, help="of the draws")
     sub.add_argument("--which", choices=["best", "last"], default="best")
+
+    sub = command("forecast", _forecast, "Predict how a table of measurements goes on, by a forecasting run.")
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("table", type=Path, help="a csv file with the run's columns")
+    sub.add_argument("--start", metavar="TIME", help="first row to predict (default: the one after the last)")
+    sub.add_argument("--holdout", type=int, metavar="ROWS", help="predict the last ROWS of the table instead")
+    sub.add_argument("--steps", type=int, help="rows to predict (default: the horizon); beyond it from predictions")
+    sub.add_argument("--which", choices=["best", "last"], default="best")
+    sub.add_argument(
+        "--out", type=Path, help="csv file to write (default: RUN_DIR/forecast.csv); the plot lies beside it"
+    )
+    sub.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw it (needs matplotlib)")
 
     sub = command("compare", _compare, "Train several variants by one recipe and compare them.", [recipe, data_dir])
     sub.add_argument("--variants", required=True, help="comma separated")
@@ -192,17 +207,29 @@ def _task(args: argparse.Namespace, **options: Any) -> Any:
         name = "/".join(parts[:count])
         if name in names:
             source = {"source": "/".join(parts[count:])} if count < len(parts) else {}
-            return registry.get(name, "task")(data_dir=args.data_dir, **source, **options)
+            cls = registry.get(name, "task")
+            known = registry.option_names(cls)
+            for option in options:
+                if option not in known:
+                    raise ValueError(f"{name} has no option {option!r}. {registry.did_you_mean(option, known)}")
+            return cls(data_dir=args.data_dir, **source, **options)
     raise registry.RegistryError(f"There is no task named {args.task!r}. {registry.did_you_mean(args.task, names)}")
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of a task, given as name=value."""
+    from zoo.training.recipe import parse_options
+
+    return parse_options(args.overrides)
+
+
 def _data_prepare(args: argparse.Namespace) -> None:
-    task = _task(args, seed=args.seed)
+    task = _task(args, seed=args.seed, **_options(args))
     print(task.prepare(workers=args.workers))
 
 
 def _data_info(args: argparse.Namespace) -> None:
-    task = _task(args, seed=args.seed)
+    task = _task(args, seed=args.seed, **_options(args))
     if not task.is_prepared():
         raise FileNotFoundError(f"{args.task} is not prepared; run: zoo data prepare {args.task}")
     if args.verify:
@@ -278,7 +305,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from zoo.training.run import evaluate_run
 
     layout = _layout(args)
-    result = evaluate_run(args.run_dir, which=args.which, split=args.split, data_dir=args.data_dir, layout=layout)
+    where = {"data_dir": args.data_dir, "layout": layout}
+    result = evaluate_run(args.run_dir, which=args.which, split=args.split, options=_options(args), **where)
     print(json.dumps(result, indent=2))
 
 
@@ -287,6 +315,26 @@ def _generate(args: argparse.Namespace) -> None:
 
     options = {name: getattr(args, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "which")}
     print(args.prompt + generate_text(args.run_dir, args.prompt, **options))
+
+
+def _forecast(args: argparse.Namespace) -> None:
+    from zoo.forecasting import forecast
+
+    options = {name: getattr(args, name) for name in ("start", "holdout", "steps", "which")}
+    found = forecast(args.run_dir, args.table, **options)
+    out = args.out or args.run_dir / "forecast.csv"
+    found.to_csv(out)
+    said = f"{len(found.values)} rows of {len(found.columns)} columns: {out}"
+    if args.plot:
+        try:
+            found.plot(out.with_suffix(".png"))
+            said += f", plot: {out.with_suffix('.png')}"
+        except ModuleNotFoundError as error:
+            said += f"; {error}"
+    if errors := found.errors():
+        mean = {name: sum(row[name] for row in errors.values()) / len(errors) for name in ("mse", "mae")}
+        said += f"; against the table's own rows, in its units: mse {mean['mse']:.4g}, mae {mean['mae']:.4g}"
+    print(said)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -24,6 +24,6 @@ def report(folder: Path | None = None) -> str:
         for source in cls.sources:
             ready = cls(source=source, data_dir=folder).is_prepared()
             lines.append(f"  {spec.name + '/' + source:24} {'prepared' if ready else 'not prepared'}")
-    lines.append(f"{'recipes':18} {', '.join(list_recipes())}")
+    lines.append(f"{'recipes':18} {len(list_recipes())} (zoo list --kind recipe)")
     lines.append("next: zoo compare lra/smoke/listops --variants softmax,nystromformer,flowformer --seeds 0,1")
     return "\n".join(lines)

@@ -187,3 +187,9 @@ def test_shipped_recipes_train_as_their_protocols_do():
     }
     assert (original.published["softmax"], flow.published["flowformer"]) == (36.37, 38.70)
     assert (small.published["softmax"], small.published["nystromformer"]) == (37.10, 37.15)
+
+
+def test_type1_halves_every_epoch_from_the_third_on():
+    config = TrainConfig(steps=50, epochs=5, lr=1e-4, schedule="type1")
+    expected = np.repeat([1e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5], 10)
+    np.testing.assert_allclose(rates(config, 50), expected, rtol=1e-6)

@@ -19,26 +19,33 @@ class TaskInfo:
     """What a model must know of a task.
 
     Attributes:
-      inputs: "tokens" (integers) or "scalars" (one real number a position).
+      inputs: "tokens" (integers), "scalars" (one real number a position) or "series" (N real numbers a position).
       vocab_size: number of token ids, the padding id 0 included; None for scalars.
       num_classes: C; of a task that asks for tokens the number of their ids, as `vocab_size`.
       max_len: length that every sequence is padded or cut to.
-      output: what is asked for: one "label" for each sequence (a classifier answers), or after each position the
-        "token" that comes next (a causal language model answers).
+      output: what is asked for: one "label" for each sequence (a classifier answers), after each position the "token"
+        that comes next (a causal language model answers), or the rows of the "series" that follow (a forecaster does).
+      num_variates, lookback, horizon, num_marks: of a series N, L (which is `max_len`), H and M, the number of features
+        of its times; else None and 0.
     """
 
-    inputs: Literal["tokens", "scalars"]
+    inputs: Literal["tokens", "scalars", "series"]
     vocab_size: int | None
     num_classes: int
     max_len: int
-    output: Literal["label", "token"] = "label"
+    output: Literal["label", "token", "series"] = "label"
+    num_variates: int | None = None
+    lookback: int | None = None
+    horizon: int | None = None
+    num_marks: int = 0
 
 
 class Task(abc.ABC):
     """A data set with its loss and its metrics.
 
     A subclass lives in one file of `zoo.tasks`, is registered with `register_task` and takes `source=` (which of its
-    data sets), `max_len=` (None for its own), `data_dir=` (None for the default) and `seed=` (of data that is drawn).
+    data sets), `max_len=` (None for its own), `data_dir=` (None for the default) and `seed=` (of data that is drawn);
+    what it takes besides are a recipe's `task.options`.
     """
 
     metric: ClassVar[str] = "accuracy"
@@ -73,6 +80,18 @@ class Task(abc.ABC):
     def fingerprint(self) -> str | None:
         """A checksum of the examples, so that a run does not go on with others; None where that cannot be known."""
         return None
+
+    def facts(self) -> dict[str, Any]:
+        """What a trained model needs to know of its data, JSON-ready; kept with every checkpoint."""
+        return {}
+
+    def recall(self, facts: dict[str, Any]) -> None:
+        """Takes the facts of the data that a model was trained on, so that the data itself is not needed."""
+        del facts
+
+    def arguments(self, batch: dict[str, "jax.Array"]) -> dict[str, Any]:
+        """What a model is called with besides `batch["inputs"]`."""
+        return {"mask": batch["mask"]}
 
     @abc.abstractmethod
     def baselines(self, split: Split = "test") -> dict[str, float]:

@@ -9,12 +9,13 @@ from flax import nnx
 from zoo import registry
 from zoo.encoder import BodyConfig, EncoderConfig
 from zoo.models.causal_lm import CausalLM
+from zoo.models.encoder_forecaster import EncoderForecaster
 from zoo.models.sequence_classifier import SequenceClassifier
 from zoo.tasks.base import Task, TaskInfo
 from zoo.training.recipe import ModelConfig, Recipe, RecipeError
 
 # Settings of the model section that only one kind of model around an encoder reads.
-_ONLY = {"label": ("pooling", "head_dim"), "token": ("tie_embeddings",)}
+_ONLY = {"label": ("pooling", "head_dim"), "token": ("tie_embeddings",), "series": ("use_norm",)}
 
 
 def make_task(recipe: Recipe, data_dir: Path | None = None) -> Task:
@@ -22,11 +23,21 @@ def make_task(recipe: Recipe, data_dir: Path | None = None) -> Task:
 
     Raises:
       RegistryError: no such task.
+      RecipeError: `task.options` names what the task does not take.
       ValueError: the task has no such source, or cannot have that `max_len`.
     """
     config = recipe.task
     cls = registry.get(config.name, "task")
-    return cls(source=config.source, max_len=config.max_len, data_dir=data_dir, seed=config.seed)
+    common = {"source", "max_len", "data_dir", "seed"}
+    known = [name for name in registry.option_names(cls) if name not in common]
+    for option in config.options:
+        if option not in known:
+            hint = registry.did_you_mean(option, known)
+            raise RecipeError(f"task.options.{option}: {config.name} has no such option. {hint}")
+    try:
+        return cls(source=config.source, max_len=config.max_len, data_dir=data_dir, seed=config.seed, **config.options)
+    except TypeError as error:
+        raise RecipeError(f"{config.name} with options {config.options}: {error}") from error
 
 
 def variant_spec(recipe: Recipe) -> registry.Spec:
@@ -50,7 +61,8 @@ def variant_spec(recipe: Recipe) -> registry.Spec:
 def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Module]:
     """A function that builds the recipe's model for a task.
 
-    Around a mixer that is a classifier, or a language model where the task asks for tokens.
+    Around a mixer that is a classifier, a language model where the task asks for tokens, or a forecaster where it asks
+    for the rest of a series.
 
     Raises:
       RegistryError, RecipeError: see `variant_spec`; or a model that cannot read the task's inputs, or settings of
@@ -77,13 +89,25 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
         **body,
         mixer=spec.name,
         mixer_options=dict(recipe.options),
-        inputs=info.inputs,
+        inputs="scalars" if info.inputs == "series" else info.inputs,
         vocab_size=info.vocab_size,
         max_len=info.max_len,
         causal=model.causal,
     )
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
+        if info.output == "series":
+            assert info.num_variates is not None
+            assert info.horizon is not None
+            return EncoderForecaster(
+                config,
+                num_variates=info.num_variates,
+                lookback=info.max_len,
+                horizon=info.horizon,
+                num_marks=info.num_marks,
+                use_norm=model.use_norm,
+                rngs=rngs,
+            )
         if info.output == "token":
             return CausalLM(config, tie_embeddings=model.tie_embeddings, rngs=rngs)
         return SequenceClassifier(config, info.num_classes, pooling=model.pooling, head_dim=model.head_dim, rngs=rngs)
@@ -98,7 +122,7 @@ def _check_output(recipe: Recipe, info: TaskInfo) -> None:
             f"model.causal=false: {recipe.task.name} asks for the token that comes next, which such a model sees; set "
             "model.causal=true."
         )
-    default, kind = ModelConfig(), {"label": "classifiers", "token": "language models"}
+    default, kind = ModelConfig(), {"label": "classifiers", "token": "language models", "series": "forecasters"}
     for output in _ONLY.keys() - {info.output}:
         for name in _ONLY[output]:
             if getattr(recipe.model, name) != getattr(default, name):

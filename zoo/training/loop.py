@@ -26,7 +26,7 @@ from zoo.training.logging import MetricLog, NoLog, check_mark
 from zoo.training.optimizer import learning_rate, make_optimizer
 from zoo.training.processes import AnyProcess, is_main, share, together
 from zoo.training.profiling import Profiler
-from zoo.training.recipe import Recipe, recipe_from_dict
+from zoo.training.recipe import Recipe, recipe_from_dict, with_steps
 from zoo.training.sharding import Layout, make_mesh, put_batch
 from zoo.training.signals import Interrupted, StopRequest
 from zoo.training.step import abstract_state, eval_params, init_state, make_eval_step, make_train_step
@@ -70,7 +70,8 @@ class Trainer:
         profile: tuple[int, int] | None = None,
         progress: bool = True,
     ):
-        self.recipe, self.task, self.config = recipe, task, recipe.train
+        self.recipe, self.task = recipe, task
+        self.config = with_steps(recipe.train, 0 if recipe.train.epochs is None else len(task.split("train")))
         self.functional = functional
         self.mesh = make_mesh(layout or Layout(), self.config.batch_size, self.config.accumulate)
         self.put = put_batch(self.mesh)
@@ -97,7 +98,7 @@ class Trainer:
         }
         self.named_best: dict[str, Any] | None = None  # in the newest checkpoint that is whole
         self.told = False  # whether a process got a signal, as all of them know
-        facts = {"recipe": recipe.to_dict(), "data": task.fingerprint()}
+        facts = {"recipe": recipe.to_dict(), "data": task.fingerprint(), "task": task.facts()}
         self.last = Checkpoints(folder / "checkpoints" / "last", keep=_KEPT, facts=facts)
         self.best = Checkpoints(folder / "checkpoints" / "best", keep=None, facts=facts)
         self.batches = self._make_batches()

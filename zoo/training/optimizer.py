@@ -22,11 +22,16 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     * "cosine": lr (f + (1 - f) (1 + cos(pi (s - w) / (steps - w))) / 2), f = `final_lr`, after linear warm-up over w.
     * "rsqrt": lr min(1, s / w) / sqrt(max(s, w)): the original LRA's `constant * linear_warmup * rsqrt_decay`, so that
       the first update has rate 0.
+    * "type1": lr in the first two epochs, then half as much in each as in the one before: Informer's, also that of
+      iTransformer and its kin. An epoch is steps / epochs updates.
     * "onecycle": PyTorch's OneCycleLR with linear annealing: from lr / 25 to lr over w updates, then to lr / 25 / 1e4.
     """
     lr, warmup, steps = config.lr, config.warmup_steps, config.steps
     if config.schedule == "rsqrt":
         return lambda step: lr * jnp.minimum(1.0, step / warmup) / jnp.sqrt(jnp.maximum(step, warmup))
+    if config.schedule == "type1":
+        epoch = max(1, config.steps // (config.epochs or 1))
+        return lambda step: lr * 0.5 ** jnp.maximum(jnp.asarray(step) // epoch - 1, 0)
     if config.schedule == "onecycle":
         start = lr / _ONECYCLE_START
         return _two_lines(warmup - 1, steps - 1, start, lr, start / _ONECYCLE_END)

@@ -44,14 +44,16 @@ class TaskConfig:
     Attributes:
       name: a registered task.
       source: which of its data sets.
-      max_len: length that sequences are padded or cut to; None for the data set's own.
+      max_len: length that sequences are padded or cut to, and of a series the lookback; None for the data set's own.
       seed: of the data, where it is drawn.
+      options: further arguments of the task's constructor.
     """
 
     name: str = "lra/listops"
     source: str = "full"
     max_len: int | None = None
     seed: int = 0
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.max_len is not None and not 1 <= self.max_len < 2**31:
@@ -60,19 +62,21 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(BodyConfig):
-    """The encoder's shape (see `zoo.encoder.BodyConfig`) and that of the classifier or language model around it.
+    """The encoder's shape (see `zoo.encoder.BodyConfig`) and that of the model around it.
 
     Attributes:
       causal: every block sees the past only; tasks that ask for the next token need it.
       pooling: of a classifier, see `zoo.layers.pooling.pool`.
       head_dim: of a classifier, width of the head's inner layer; None for a single Linear.
       tie_embeddings: of a language model, see `zoo.models.causal_lm.CausalLM`.
+      use_norm: of a forecaster, see `zoo.models.encoder_forecaster.EncoderForecaster`.
     """
 
     causal: bool = False
     pooling: Pooling = "mean"
     head_dim: int | None = None
     tie_embeddings: bool = False
+    use_norm: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,11 +91,13 @@ class TrainConfig:
     Attributes:
       seed: of parameters, shuffles and dropout.
       steps: number of updates.
+      epochs: passes over the training examples in the place of `steps`: as many updates as fill that many times the
+        number of full batches in one pass. Evaluations are then once a pass, where `eval_every` is 0. None for `steps`.
       batch_size: examples an update, over all devices and accumulation steps.
       accumulate: parts that a batch is split into; gradients are summed over them.
       lr: base of the schedule (the peak, except for "rsqrt", where the peak is lr / sqrt(warmup_steps)).
-      schedule: "constant", "cosine" (to `final_lr` * lr), "rsqrt" (original LRA) or "onecycle" (PyTorch's, linear);
-        see `zoo.training.optimizer`.
+      schedule: "constant", "cosine" (to `final_lr` * lr), "rsqrt" (original LRA), "onecycle" (PyTorch's, linear) or
+        "type1" (Informer's, halved every epoch; needs `epochs`); see `zoo.training.optimizer`.
       warmup_steps: linear warm-up from 0; for "onecycle" the length of the rising part.
       final_lr: where "cosine" ends, as a fraction of lr.
       beta1, beta2, eps: Adam's.
@@ -115,10 +121,11 @@ class TrainConfig:
 
     seed: int = 0
     steps: int = 1000
+    epochs: int | None = None
     batch_size: int = 32
     accumulate: int = 1
     lr: float = 1e-3
-    schedule: Literal["constant", "cosine", "rsqrt", "onecycle"] = "cosine"
+    schedule: Literal["constant", "cosine", "rsqrt", "onecycle", "type1"] = "cosine"
     warmup_steps: int = 0
     final_lr: float = 0.0
     beta1: float = 0.9
@@ -162,7 +169,11 @@ class TrainConfig:
             raise ValueError(f"train.accumulate={self.accumulate} does not divide train.batch_size={self.batch_size}.")
         if self.schedule in ("rsqrt", "onecycle") and self.warmup_steps < 1:
             raise ValueError(f"train.schedule={self.schedule} needs train.warmup_steps of at least 1.")
-        if self.warmup_steps >= self.steps and self.schedule in ("cosine", "onecycle"):
+        if self.epochs is not None and not 1 <= self.epochs < 2**31:
+            raise ValueError(f"train.epochs must be from 1 to {2**31 - 1}, or null for train.steps, got {self.epochs}.")
+        if self.schedule == "type1" and (self.epochs is None or self.warmup_steps):
+            raise ValueError("train.schedule=type1 needs train.epochs and has no train.warmup_steps.")
+        if self.epochs is None and self.warmup_steps >= self.steps and self.schedule in ("cosine", "onecycle"):
             raise ValueError(f"train.warmup_steps={self.warmup_steps} must be below train.steps={self.steps}.")
         if any(not length or length < 1 for length in self.buckets) or list(self.buckets) != sorted(set(self.buckets)):
             raise ValueError(f"train.buckets must be ascending lengths from 1, got {list(self.buckets)}.")
@@ -175,6 +186,30 @@ class TrainConfig:
                 raise ValueError(f"train.sharding.{pattern} must be a list such as [fsdp, null], got {axes!r}.")
         if self.cycle_beta1 and self.schedule != "onecycle":
             raise ValueError("train.cycle_beta1 belongs to train.schedule=onecycle.")
+
+
+def with_steps(config: TrainConfig, examples: int) -> TrainConfig:
+    """The config with `steps` and `eval_every` that follow from `epochs`; unchanged where that is None.
+
+    Args:
+      config: of a recipe.
+      examples: of the training split.
+
+    Raises:
+      RecipeError: there are fewer examples than a batch holds, or the warm-up is not shorter than the training.
+    """
+    if config.epochs is None:
+        return config
+    epoch = examples // config.batch_size
+    if not epoch:
+        raise RecipeError(
+            f"train.epochs={config.epochs}: the {examples} training examples do not fill one batch of "
+            f"train.batch_size={config.batch_size}."
+        )
+    steps = epoch * config.epochs
+    if config.warmup_steps >= steps:
+        raise RecipeError(f"train.warmup_steps={config.warmup_steps} must be below the {steps} steps of train.epochs.")
+    return dataclasses.replace(config, steps=steps, eval_every=config.eval_every or epoch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +337,18 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(parts):
         result = {part: result}
     return result
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """ "name=value" strings as a mapping; values are read as YAML.
+
+    Raises:
+      RecipeError: one is not of that form.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        _merge(options, _parse_override(text), "", {})
+    return options
 
 
 def _merge(

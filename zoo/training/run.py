@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,8 @@ def check(
       MeshError: see `zoo.training.sharding`.
     """
     if profile is not None:
-        check_window(profile, 0, recipe.train.steps)
+        # How many steps the epochs are is not known before the data is read.
+        check_window(profile, 0, recipe.train.steps if recipe.train.epochs is None else 2**31)
     spec = variant_spec(recipe)
     task = make_task(recipe, data_dir)
     functional = Functional(model_maker(recipe, task.info))
@@ -201,7 +203,7 @@ def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
         "baselines": {split: trainer.task.baselines(split) for split in ("validation", "test")},
         "published": recipe.published,
         "steps": trainer.step,
-        "stopped_early": trainer.step < recipe.train.steps,
+        "stopped_early": trainer.step < trainer.config.steps,
         "batch_size": recipe.train.batch_size,
         "max_len": trainer.task.info.max_len,
         "data": trainer.task.fingerprint(),
@@ -314,20 +316,30 @@ class _Loaded:
     mesh: jax.sharding.Mesh | None
 
 
-def _load(folder: Path, which: str, data_dir: Path | None, layout: Layout | None = None) -> _Loaded:
+def _load(
+    folder: Path,
+    which: str,
+    data_dir: Path | None,
+    layout: Layout | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> _Loaded:
     """The evaluated parameters of a run, on the default device or laid out over several."""
     if which not in ("best", "last"):
         raise ValueError(f"which must be 'best' or 'last', got {which!r}.")
     recipe = read_recipe(folder)
+    if options:
+        changed = dataclasses.replace(recipe.task, options={**recipe.task.options, **options})
+        recipe = dataclasses.replace(recipe, task=changed)
     task = make_task(recipe, data_dir)
-    functional = Functional(model_maker(recipe, task.info))
     mesh = None if layout is None else make_mesh(layout, recipe.train.batch_size)
     checkpoints = folder / "checkpoints" / which
     if not checkpoints.is_dir():
         raise RunError(f"{folder} has no checkpoint yet.")
     with Checkpoints(checkpoints, keep=None, write=False) as saved:
         step, _ = saved.meta()
-        saved.check(step)
+        if facts := saved.check(step).get("task"):
+            task.recall(facts)
+        functional = Functional(model_maker(recipe, task.info))
         like = abstract_state(functional, make_optimizer(recipe.train), recipe.train, mesh)
         if which == "best":
             like = {"params": like["params"], "rest": like["rest"]}
@@ -340,6 +352,7 @@ def evaluate_run(
     *,
     which: Literal["best", "last"] = "best",
     split: Split = "test",
+    options: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
     layout: Layout | None = None,
 ) -> dict[str, Any]:
@@ -349,6 +362,7 @@ def evaluate_run(
       folder: a run directory.
       which: the parameters that did best on validation, or the last ones saved.
       split: of the task.
+      options: of the task, over those of the recipe: `{"units": "original"}` for a forecast.
       data_dir: where data lives; None for the default.
       layout: which devices; None for all.
 
@@ -356,7 +370,7 @@ def evaluate_run(
       RunError, CheckpointError: see `load_run`.
       MeshError: the devices do not divide the batch.
     """
-    loaded = _load(Path(folder), which, data_dir, layout or Layout())
+    loaded = _load(Path(folder), which, data_dir, layout or Layout(), options)
     assert loaded.mesh is not None
     with together():
         loaded.task.prepare(progress=False)

@@ -92,7 +92,7 @@ def make_train_step(
         def loss_fn(params):
             module = functional.module(params, rest)
             rngs = nnx.Rngs(dropout=key)
-            outputs = module(batch["inputs"], mask=batch["mask"], deterministic=False, rngs=rngs)
+            outputs = module(batch["inputs"], **task.arguments(batch), deterministic=False, rngs=rngs)
             sums = task.sums(outputs, batch)
             return sums["loss"] / total, (sums, functional.rest(module))
 
@@ -149,7 +149,7 @@ def make_eval_step(
     def step(params, rest, batch):
         module = functional.module(*jax.tree.map(functools.partial(_place, mesh), (params, rest)))
         module.eval()
-        sums = task.sums(module(batch["inputs"], mask=batch["mask"], deterministic=True), batch)
+        sums = task.sums(module(batch["inputs"], **task.arguments(batch), deterministic=True), batch)
         return jax.tree.map(functools.partial(_place, mesh), sums)
 
     return jax.jit(step)
