@@ -1,7 +1,5 @@
 """The linear attention layer; what every mixer must do is tested by the contract."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,39 +115,6 @@ def test_errors_of_the_op():
 
 
 # --- the layer
-
-
-def load(data, layer):
-    for ours, theirs in (("query", "query"), ("key", "key"), ("value", "value"), ("out", "out")):
-        linear = getattr(layer.projections, ours)
-        linear.kernel[...] = data[f"param/{theirs}_projection.weight"].T
-        linear.bias[...] = data[f"param/{theirs}_projection.bias"]
-    return layer
-
-
-@DIRECTIONS
-def test_definition(golden_dir, causal):
-    """Output, padded output and all gradients of a whole layer, against float64."""
-    data, direction = np.load(golden_dir / "linear_attention.npz"), "causal" if causal else "bidirectional"
-    x = data["in/x"]
-    meta = json.loads(str(data["meta"]))
-    layer = load(data, LinearAttention(x.shape[-1], num_heads=meta["num_heads"], causal=causal, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(layer, nnx.Param)
-
-    @jax.jit
-    def run(params, x):
-        y, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x), params, x)
-        return y, pull(jnp.asarray(data["in/cotangent"])), nnx.merge(graph, params)(x, mask=data["in/mask"])
-
-    y, (dparams, dx), masked = run(params, x)
-    assert error(y, data[f"{direction}/out/y"]) <= 1e-5
-    real = data["in/mask"][..., None]
-    assert error(np.where(real, masked, 0), data[f"{direction}/out/y_masked"]) <= 1e-5
-    assert error(dx, data[f"{direction}/grad/x"]) <= 1e-5
-    for name in ("query", "key", "value", "out"):
-        linear = dparams["projections"][name]
-        assert error(linear["kernel"][...].T, data[f"{direction}/grad/{name}_projection.weight"]) <= 1e-5
-        assert error(linear["bias"][...], data[f"{direction}/grad/{name}_projection.bias"]) <= 1e-5
 
 
 def make(**options):

@@ -1,77 +1,32 @@
 """Mamba: a whole published model by its reference arrays, and the official initial values."""
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from goldens import Arrays
+from goldens.mamba import load_mamba
 
-from zoo.encoder import EncoderConfig
 from zoo.factory import create_mixer
 from zoo.mixers.mamba import Mamba
-from zoo.models.causal_lm import CausalLM
-
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-CONFIG = EncoderConfig(
-    mixer="mamba",
-    mixer_options={"d_state": 8, "dt_rank": 4},
-    vocab_size=64,
-    d_model=32,
-    num_layers=2,
-    ffn="none",
-    norm_kind="rms",
-    norm_eps=1e-5,
-    positions="none",
-    max_len=64,
-    causal=True,
-)
 
 
 @pytest.fixture(scope="module")
 def published():
     """The arrays of Hugging Face's MambaForCausalLM, and a model of ours that holds its parameters."""
-    with np.load(GOLDEN / "mamba_lm.npz") as file:
-        arrays = {name: file[name] for name in file.files}
-    param = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
-    model = CausalLM(CONFIG, tie_embeddings=True, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(param["lm_head.weight"], param["backbone.embeddings.weight"])
-    model.encoder.embedding.table.embedding[...] = jnp.asarray(param["backbone.embeddings.weight"])
-    model.encoder.norm.scale[...] = jnp.asarray(param["backbone.norm_f.weight"])
-    for index, block in enumerate(model.encoder.layers):
-        at = f"backbone.layers.{index}."
-        block.mixer_norm.scale[...] = jnp.asarray(param[at + "norm.weight"])
-        mixer, ssm = block.mixer, block.mixer.ssm
-        for ours, name in (
-            (mixer.in_proj, "in_proj"),
-            (mixer.out_proj, "out_proj"),
-            (ssm.x_proj, "x_proj"),
-            (ssm.dt_proj, "dt_proj"),
-        ):
-            ours.kernel[...] = jnp.asarray(param[f"{at}mixer.{name}.weight"].T)
-        ssm.dt_bias[...] = jnp.asarray(param[at + "mixer.dt_proj.bias"])
-        ssm.conv.kernel[...] = jnp.asarray(param[at + "mixer.conv1d.weight"][:, 0].T)
-        ssm.conv.bias[...] = jnp.asarray(param[at + "mixer.conv1d.bias"])
-        ssm.A_log[...] = jnp.asarray(param[at + "mixer.A_log"])
-        ssm.D[...] = jnp.asarray(param[at + "mixer.D"])
-    model.eval()
-    return arrays, model
+    arrays = Arrays("mamba_lm")
+    return arrays, load_mamba(arrays)
 
 
 def error(a, b):
     return np.abs(np.asarray(a) - b).max() / max(1.0, np.abs(b).max())
 
 
-def test_a_whole_model_is_the_published_one(published):
-    arrays, model = published
-    tokens = arrays["in/input_ids"]
-    assert error(model.encoder(tokens), arrays["out/last_hidden_state"]) <= 1e-5
-    assert error(model(tokens), arrays["out/logits"]) <= 1e-5
-
-
-def test_so_it_is_in_chunks_and_token_by_token(published):
+def test_a_published_model_in_chunks_and_token_by_token(published):
+    """The whole is compared in tests/test_parity.py."""
     arrays, model = published
     tokens = arrays["in/input_ids"]
     first, state = model(tokens[:, :17], return_state=True)

@@ -1,6 +1,5 @@
 """The Mamba-2 mixer: parity with a whole language model, a plain loop, initial values, both directions, options."""
 
-import json
 import math
 
 import jax
@@ -8,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from goldens import Arrays
+from goldens.mamba import load_mamba2
 
 from zoo.mixers.mamba2 import Mamba2
 from zoo.registry import get, spec
@@ -44,69 +45,10 @@ def assert_close(found, expected, tolerance=2e-6):
 # --- the published language model
 
 
-def load(layer, parameters):
-    """Fills a layer from the tensors of a checkpoint."""
-    layer.in_proj.kernel[...] = parameters["in_proj.weight"].T
-    layer.out_proj.kernel[...] = parameters["out_proj.weight"].T
-    layer.norm_scale[...] = parameters["norm.weight"]
-    ssd = layer.ssd
-    ssd.conv.kernel[...] = parameters["conv1d.weight"][:, 0].T
-    ssd.conv.bias[...] = parameters["conv1d.bias"]
-    for name in ("dt_bias", "A_log", "D"):
-        getattr(ssd, name)[...] = parameters[name]
-
-
-def rms_norm(x, weight):
-    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
-
-
-def language_model(data, implementation=None):
-    """`run(tokens, states=None)` -> (logits, states) on whole sequences or pieces."""
-    meta = json.loads(str(data["meta"]))
-    parameters = {name.removeprefix("param/"): data[name] for name in data.files if name.startswith("param/")}
-    layers = []
-    for index in range(meta["num_hidden_layers"]):
-        layers.append(
-            Mamba2(
-                meta["hidden_size"],
-                d_state=meta["state_size"],
-                d_head=meta["head_dim"],
-                num_groups=meta["n_groups"],
-                d_conv=meta["conv_kernel"],
-                expand=meta["expand"],
-                chunk_size=meta["chunk_size"],
-                causal=True,
-                implementation=implementation,
-                rngs=nnx.Rngs(0),
-            )
-        )
-        prefix = f"backbone.layers.{index}.mixer."
-        load(layers[-1], {name.removeprefix(prefix): x for name, x in parameters.items() if name.startswith(prefix)})
-
-    def run(tokens, states=None):
-        x, new = jnp.asarray(parameters["backbone.embeddings.weight"])[tokens], []
-        for index, layer in enumerate(layers):
-            y, state = layer(
-                rms_norm(x, parameters[f"backbone.layers.{index}.norm.weight"]),
-                state=None if states is None else states[index],
-                return_state=True,
-            )
-            x, new = x + y, [*new, state]
-        return rms_norm(x, parameters["backbone.norm_f.weight"]) @ parameters["lm_head.weight"].T, new
-
-    return jax.jit(run)
-
-
-@pytest.mark.parametrize("implementation", ["xla", "xla_chunked", "reference"])
-def test_published_language_model(golden_dir, implementation):
-    data = np.load(golden_dir / "mamba2_lm.npz")
-    logits, _ = language_model(data, implementation)(data["in/input_ids"])
-    assert_close(logits, data["out/logits"], 1e-5)
-
-
-def test_published_language_model_in_pieces(golden_dir):
-    data = np.load(golden_dir / "mamba2_lm.npz")
-    run, states, found = language_model(data), None, []
+def test_published_language_model_in_pieces():
+    """The whole is compared in tests/test_parity.py."""
+    data = Arrays("mamba2_lm")
+    run, states, found = load_mamba2(data), None, []
     for piece in np.split(data["in/input_ids"], [7, 20, 21, 22], axis=1):
         logits, states = run(piece, states)
         found.append(logits)

@@ -1,6 +1,4 @@
-"""The retention layer of RetNet; what every mixer must do is tested by the contract."""
-
-import json
+"""The retention layer of RetNet; the contract tests what every mixer must do, test_parity.py the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,6 @@ from zoo.mixers.retnet import RetNet
 
 B, T, D = 2, 9, 8
 DIRECTIONS = pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "out_proj"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,31 +36,6 @@ def make(**options):
 
 def values(length=T, seed=0):
     return np.random.default_rng(seed).standard_normal((B, length, D)).astype(np.float32)
-
-
-@DIRECTIONS
-def test_definition(golden_dir, causal):
-    """Output, padded output and all gradients of a whole layer, against float64."""
-    data, direction = np.load(golden_dir / "retnet.npz"), "causal" if causal else "bidirectional"
-    x = data["in/x"]
-    meta = json.loads(str(data["meta"]))
-    layer = RetNet(x.shape[-1], num_heads=meta["num_heads"], causal=causal, rngs=nnx.Rngs(0))
-    for ours, theirs in NAMES.items():
-        getattr(layer, ours).kernel[...] = data[f"param/{theirs}.weight"].T
-    graph, params = nnx.split(layer, nnx.Param)
-
-    @jax.jit
-    def run(params, x):
-        y, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x), params, x)
-        return y, pull(jnp.asarray(data["in/cotangent"])), nnx.merge(graph, params)(x, mask=data["in/mask"])
-
-    y, (dparams, dx), masked = run(params, x)
-    assert error(y, data[f"{direction}/out/y"]) <= 1e-5
-    real = data["in/mask"][..., None]
-    assert error(np.where(real, masked, 0), data[f"{direction}/out/y_masked"]) <= 1e-5
-    assert error(dx, data[f"{direction}/grad/x"]) <= 1e-5
-    for ours, theirs in NAMES.items():
-        assert error(dparams[ours]["kernel"][...].T, data[f"{direction}/grad/{theirs}.weight"]) <= 1e-5
 
 
 def test_initial_values_are_the_authors():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_differences, assert_equal, assert_same, error
 
 from zoo.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from zoo.ops.segments import segment_runs, segment_starts
@@ -62,19 +63,6 @@ def with_gradients(**options):
     return jax.jit(run)
 
 
-def error(found, expected):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    return np.abs(found - expected).max(initial=0) / max(1, np.abs(expected).max(initial=0))
-
-
-def assert_same(found, expected, tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert error(one, other) <= tolerance
-
-
 MASK = np.array([[1, 1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1, 1, 0]], bool)
 SEGMENTS = np.array([[3, 3, 1, 3, 3, 3, 3, 0, 0], [0, 0, 0, 0, 7, 0, 0, 5, 9]])
 GIVEN = {
@@ -123,6 +111,55 @@ def test_gradients_equal_the_reference(given, reverse, dtype, tolerance, compila
         assert [a.dtype for a in jax.tree.leaves(found)] == [a.dtype for a in jax.tree.leaves(expected)]
         assert found[0][0].dtype == dtype
         assert_same(found, expected, tolerance)
+
+
+def test_gradients_are_differences_of_the_plain_loop():
+    """Those of the reference, which the other is compared with."""
+    args, given, weights = arrays(), GIVEN["both"], (arrays(seed=1)[0], arrays(seed=2)[3])
+    with jax.enable_x64(True):
+        _, gradients = with_gradients(implementation="reference")(args, given, weights)
+    names = ("x", "w", "b", "state")
+    named = (dict(zip(names, values, strict=True)) for values in (args, gradients))
+    assert_differences(functools.partial(plain, **given), *(next(named), weights, next(named)))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_causality(implementation, compilation_cache):
+    """Other inputs from t on change no output before t, to the bit; the first of them changes the one at t."""
+    x, w, b, state = arrays(dtype=np.float32)
+    other, run = arrays(dtype=np.float32, seed=1)[0], jitted(implementation=implementation)
+    y = np.asarray(run(x, w, b, initial_state=state)[0])
+    for t in (1, 4, T - 1):
+        found = np.asarray(run(np.concatenate([x[:, :t], other[:, t:]], 1), w, b, initial_state=state)[0])
+        np.testing.assert_array_equal(found[:, :t], y[:, :t])
+        assert np.abs(found[:, t] - y[:, t]).max() > 1e-3
+
+
+def test_repeats_to_the_bit_and_maps(compilation_cache):
+    """vmap, over inputs and kernels, is a loop."""
+    several = [arrays(dtype=np.float32, seed=seed) for seed in (0, 1)]
+    weights = [(arrays(dtype=np.float32, seed=seed)[0], arrays(dtype=np.float32, seed=seed)[3]) for seed in (2, 3)]
+    run = with_gradients(implementation="xla")
+    looped = [run(args, {}, ct) for args, ct in zip(several, weights, strict=True)]
+    assert_equal(run(several[0], {}, weights[0]), looped[0])
+    args, ct = (jax.tree.map(lambda *xs: np.stack(xs), *trees) for trees in (several, weights))
+    found = jax.jit(jax.vmap(lambda args, ct: run(args, {}, ct)))(args, ct)
+    for index, expected in enumerate(looped):
+        assert_same(jax.tree.map(lambda x, index=index: x[index], found), expected, 2e-6)
+
+
+@pytest.mark.parametrize("length", [1024, 4096, pytest.param(16384, marks=pytest.mark.slow)])
+def test_memory_of_a_training_step(length, compilation_cache):
+    """A few copies of the inputs, not one for every tap and stage."""
+    x = jax.ShapeDtypeStruct((2, length, 64), jnp.float32)
+    shapes = (x, jax.ShapeDtypeStruct((W, 64), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.float32))
+
+    def total(x, w, b):
+        return (causal_conv1d(x, w, b) ** 2).sum()
+
+    memory = jax.jit(jax.grad(total, (0, 1, 2))).lower(*shapes).compile().memory_analysis()
+    copies = memory.temp_size_in_bytes / (4 * 2 * length * 64)
+    assert copies <= 4, f"{copies:.1f} arrays [B, T, D]"
 
 
 def test_without_bias_and_activation(compilation_cache):

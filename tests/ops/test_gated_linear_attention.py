@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_differences, assert_same, error
 
 from zoo.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from zoo.ops.selective_scan import selective_scan
@@ -45,20 +46,6 @@ def operands(kind, length=T, seed=0, dtype=np.float64, groups=G, heads=H):
 def jitted(**options):
     run = functools.partial(gated_linear_attention, scale=SCALE, chunk_size=CHUNK, return_state=True, **options)
     return jax.jit(run)
-
-
-def error(found, expected):
-    """Largest difference, relative to the largest value (or 1)."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    return np.abs(found - expected).max(initial=0) / max(1, np.abs(expected).max(initial=0))
-
-
-def assert_same(found, expected, tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert error(one, other) <= tolerance
 
 
 def plain(q, k, v, log_decay, initial_state, mask=None, segment_ids=None):
@@ -129,6 +116,36 @@ def test_groups_are_shared_queries_and_keys(groups):
         for implementation in IMPLEMENTATIONS:
             found = jitted(implementation=implementation)(**arrays)
             assert_same(found, plain(**arrays), 1e-12)
+
+
+@EVERY_KIND
+def test_gradients_are_differences_of_the_plain_loop(kind):
+    """Those of the reference, which the others are compared with."""
+    given = {name: x for name, x in operands(kind, 9).items() if x is not None}
+    marks = {"mask": MASK[:, :9], "segment_ids": SEGMENTS[:, :9]}
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal(given["v"].shape), rng.standard_normal(given["initial_state"].shape)
+    run = functools.partial(gated_linear_attention, scale=SCALE, return_state=True, implementation="reference", **marks)
+    with jax.enable_x64(True):
+        gradients = jax.jit(lambda given, weights: jax.vjp(lambda x: run(**x), given)[1](weights)[0])(given, weights)
+    assert_differences(functools.partial(plain, **{"log_decay": None} | marks), given, weights, gradients)
+
+
+@EVERY
+@EVERY_KIND
+def test_causality(kind, implementation):
+    """Other tokens from t on change no output before t; the first of them changes the one at t."""
+    given, other = operands(kind, dtype=np.float32), operands(kind, seed=1, dtype=np.float32)
+    run = jitted(implementation=implementation)
+    y = np.asarray(run(**given)[0])
+    for t in (1, 8, 20):
+        mixed = {
+            name: np.concatenate([x[:, :t], other[name][:, t:]], 1) if x is not None and x.shape[:2] == (B, T) else x
+            for name, x in given.items()
+        }
+        found = np.asarray(run(**mixed)[0])
+        assert error(found[:, :t], y[:, :t]) <= 1e-6
+        assert np.abs(found[:, t] - y[:, t]).max() > 1e-3
 
 
 # --- identities

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_same
 
 from zoo.ops.gated_linear_attention import gated_linear_attention, xla
 from zoo.ops.gated_linear_attention.spans import spans
@@ -68,20 +69,6 @@ def cotangents(arrays, seed=1):
 
 def cast(tree, dtype):
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
-
-
-def error(found, expected):
-    """Largest difference, relative to the largest value (or 1)."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    return np.abs(found - expected).max(initial=0) / max(1, np.abs(expected).max(initial=0))
-
-
-def assert_same(found, expected, tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert error(one, other) <= tolerance
 
 
 # --- gradients
@@ -227,6 +214,24 @@ def test_vmap_is_a_loop():
         looped = [run(arrays, ct) for arrays, ct in zip(parts, given, strict=True)]
         found = jax.jit(jax.vmap(run))(stacked, tuple(np.stack(both) for both in zip(*given, strict=True)))
         assert_same(found, jax.tree.map(lambda *both: np.stack(both), *looped), 1e-13)
+
+
+@pytest.mark.slow
+@EVERY_KIND
+def test_no_drift_over_long_sequences(kind):
+    """65,536 tokens in float32, with decays close to 1 (and without: a sum of as many terms), against float64."""
+    arrays = operands(kind, 65536)
+    arrays[3] = None if kind == "none" else np.random.default_rng(0).uniform(-1e-3, 0, arrays[3].shape)
+    arrays = cast(arrays, jnp.float32)
+
+    def run(arrays, implementation):
+        *tokens, state = arrays
+        return gated_linear_attention(*tokens, initial_state=state, return_state=True, implementation=implementation)
+
+    with jax.enable_x64(True):
+        expected = jax.jit(functools.partial(run, implementation="reference"))(cast(arrays, jnp.float64))
+    for name in ("xla_sequential", "xla_chunked", "xla"):
+        assert_same(jax.jit(functools.partial(run, implementation=name))(arrays), expected, 1e-5)
 
 
 # --- cost

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_differences, assert_equal, assert_same, error
 
 from zoo.ops.selective_scan import fast_math, selective_scan, selective_scan_step
 
@@ -42,20 +43,6 @@ def jitted(**options):
     return jax.jit(functools.partial(selective_scan, return_state=True, **options))
 
 
-def error(found, expected):
-    """Largest difference, relative to the largest value (or 1)."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    return np.abs(found - expected).max(initial=0) / max(1, np.abs(expected).max(initial=0))
-
-
-def assert_same(found, expected, tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert error(one, other) <= tolerance
-
-
 def plain(u, dt, A, B, C, D, z, dt_bias, initial_state, mask=None, segment_ids=None):
     """One number after the other."""
     y, state = np.zeros_like(u), np.array(initial_state)
@@ -89,6 +76,18 @@ def test_equals_a_plain_loop(implementation, marks):
         flipped = {name: x[:, ::-1] if name in over_time else x for name, x in (given | marks).items()}
         y, state = jitted(implementation=implementation, reverse=True)(**flipped)
         assert_same((y[:, ::-1], state), expected, 1e-12)
+
+
+def test_gradients_are_differences_of_the_plain_loop():
+    """Those of the reference, which the others are compared with."""
+    given = operands(9)
+    marks = {"mask": MASK[:, :9], "segment_ids": SEGMENTS[:, :9]}
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal(given["u"].shape), rng.standard_normal(given["initial_state"].shape)
+    run = functools.partial(selective_scan, return_state=True, implementation="reference", **marks)
+    with jax.enable_x64(True):
+        gradients = jax.jit(lambda given, weights: jax.vjp(lambda x: run(**x), given)[1](weights)[0])(given, weights)
+    assert_differences(functools.partial(plain, **marks), given, weights, gradients)
 
 
 @EVERY
@@ -184,6 +183,20 @@ def test_padding_means_nothing(implementation, reverse):
     alone, last = run(**{name: x[:, :9] if name in over_time else x for name, x in given.items()})
     assert_same((y[:, :9], state), (alone, last), 2e-6)
     assert not np.asarray(y[:, 9:]).any()
+
+
+@EVERY
+@pytest.mark.parametrize("content", [1e4, np.nan])
+def test_content_of_padding_means_nothing(implementation, content):
+    """On the left and in holes too: nothing changes to the bit."""
+    given, run = operands(dtype=np.float32), jitted(implementation=implementation)
+    other = {
+        name: np.where(MASK[..., None], x, content).astype(x.dtype) if x.shape[:2] == (B, T) else x
+        for name, x in given.items()
+    }
+    found = run(**other, mask=MASK)
+    assert_equal(found, run(**given, mask=MASK))
+    assert not np.asarray(found[0])[~MASK].any()
 
 
 @EVERY

@@ -7,6 +7,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_same, error
 
 from zoo.ops.selective_scan import selective_scan
 
@@ -57,27 +58,22 @@ def with_gradients(**options):
     return jax.jit(run)
 
 
-def error(found, expected):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    assert np.isfinite(found).all()
-    return np.abs(found - expected).max(initial=0) / max(1, np.abs(expected).max(initial=0))
-
-
-def assert_same(found, expected, tolerance):
-    found, expected = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected))
-    assert found.keys() == expected.keys()
-    for path, one in found.items():
-        assert one.dtype == expected[path].dtype
-        assert error(one, expected[path]) <= tolerance, jax.tree_util.keystr(path)
+def exact(given, marks, cotangents, **options):
+    """The reference in float64, at the same numbers."""
+    with jax.enable_x64(True):
+        given, cotangents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (given, cotangents))
+        return with_gradients(implementation="reference", **options)(given, marks, cotangents)
 
 
 def check(implementation, length, dtype, tolerance, *, full=True, **options):
     given = problem(length, dtype, seed=length, full=full)
     if not options.get("dt_softplus", True):  # time steps are positive
-        given[0]["dt"], given[0]["dt_bias"] = jnp.abs(given[0]["dt"]), jnp.full(E, 0.1, given[0]["A"].dtype)
-    expected = with_gradients(implementation="reference", **options)(*given)
-    assert_same(with_gradients(implementation=implementation, **options)(*given), expected, tolerance)
+        given[0]["dt"] = jnp.abs(given[0]["dt"])
+        given[0].update({"dt_bias": jnp.full(E, 0.1, given[0]["A"].dtype)} if full else {})
+    (y, state), (gradients,) = with_gradients(implementation=implementation, **options)(*given)
+    assert (y.dtype, state.dtype) == (dtype, given[0]["initial_state"].dtype)
+    assert {name: x.dtype for name, x in gradients.items()} == {name: x.dtype for name, x in given[0].items()}
+    assert_same(((y, state), (gradients,)), exact(*given, **options), tolerance)
 
 
 # 37 tokens are three chunks, the last of them padded.
