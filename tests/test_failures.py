@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,32 @@ def write(name: str, text: str) -> Callable[[Place], Any]:
     return lambda place: (place.folder / name).write_text(text)
 
 
+def own_table(change: Mapping[int, str | None] | None = None, rows: int | None = 80) -> Callable[[Place], Any]:
+    """A recipe, and a csv of hours with the columns load and temperature in which lines (from 1) are changed."""
+
+    def prepare(place: Place) -> None:
+        (place.folder / "table.yaml").write_text(
+            "variant: dlinear\ntask: {name: forecasting/csv, source: table.csv, max_len: 8, options: {horizon: 3}}\n"
+            "train: {steps: 2, batch_size: 4, tensorboard: false}\n"
+        )
+        if rows is None:
+            return
+        hours = (f"2020-01-{1 + hour // 24:02} {hour % 24:02}:00:00,{hour % 24},{hour % 7}" for hour in range(rows))
+        lines: list[str | None] = ["date,load,temperature", *hours]
+        for line, text in (change or {}).items():
+            lines[line - 1] = text
+        (place.folder / "table.csv").write_text("\n".join(line for line in lines if line is not None) + "\n")
+
+    return prepare
+
+
+def forecast_of_days(place: Place) -> None:
+    own_table()(place)
+    cli.main(["train", "table.yaml", "--run-dir", "run"])
+    lines = ["date,load,temperature", *(f"2020-02-{day:02},1,2" for day in range(1, 20))]
+    (place.folder / "daily.csv").write_text("\n".join(lines) + "\n")
+
+
 TOY = "train toy.yaml --run-dir run"
 CASES = {
     "Names": [
@@ -270,6 +296,22 @@ CASES = {
         Case("published files that are empty", "data prepare lra/listops/published --data-dir data", 1,
              lambda place: published(place, "")),
         Case("a folder that is no run", "evaluate .", 1),
+    ],
+    "Tables of your own": [
+        Case("no such table", "train table.yaml", 1, own_table(rows=None)),
+        Case("a wrong date", "train table.yaml", 1, own_table({3: "2020-13-01 01:00:00,1,1"})),
+        Case("text where a number should be", "train table.yaml", 1, own_table({4: "2020-01-01 02:00:00,two,2"})),
+        Case("an empty cell", "train table.yaml", 1, own_table({4: "2020-01-01 02:00:00,,2"})),
+        Case("a gap in the times", "train table.yaml", 1, own_table({5: None, 6: None})),
+        Case("two rows of one time", "train table.yaml", 1, own_table({5: "2020-01-01 02:00:00,1,1"})),
+        Case("rows that are not sorted", "train table.yaml", 1, own_table({5: "2019-01-01 02:00:00,1,1"})),
+        Case("a number that stands for a missing one", "train table.yaml", 1,
+             own_table({4: "2020-01-01 02:00:00,-9999,2"})),
+        Case("a row with another number of fields", "train table.yaml", 1, own_table({4: "2020-01-01 02:00:00,1"})),
+        Case("no column of that name", "train table.yaml task.options.target=lod", 2, own_table()),
+        Case("too few rows", "train table.yaml task.max_len=96", 1, own_table()),
+        Case("an option that the task does not have", "train table.yaml task.options.horizn=3", 2, own_table()),
+        Case("a step other than the run's", "forecast run daily.csv --no-plot", 2, forecast_of_days),
     ],
     "Run directories": [
         Case("another process writes there", TOY, 1, locked),

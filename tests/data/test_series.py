@@ -145,7 +145,7 @@ def test_months_are_regular(tmp_path):
 def test_sentinels(tmp_path):
     series = read_series(table(tmp_path, change={3: "2020-01-01 01:00:00,-9999,1", 5: "2020-01-01 03:00:00,3,-999.9"}))
     assert quality(series)["sentinels"] == {"a": {"-9999": 1}, "b": {"-999.9": 1}}
-    with pytest.raises(DataError, match="column 'a': -9999 stands there 1 times"):
+    with pytest.raises(DataError, match=r"column 'a': -9999 is in 1 row"):
         mend(series)
     assert mend(series, sentinels="keep").values[1, 0] == -9999
     mended = mend(series, sentinels=[-9999, -999.9], missing="previous")

@@ -1,5 +1,7 @@
 """Forecasting tasks: splits, scaling, metrics, and the figures of forecasts that need no model."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,9 +145,23 @@ def test_facts_are_enough_to_know_a_task(tmp_path):
     known, other = CSV(path, max_len=6, horizon=3), CSV(str(tmp_path / "gone.csv"), max_len=6, horizon=3)
     other.recall(known.facts())
     assert other.info == known.info
-    with pytest.raises(DataError, match=r"gone.csv cannot be read"):
+    with pytest.raises(DataError, match=r"There is no file .*gone.csv"):
         other.prepare()
     assert not other.is_prepared()
+
+
+def test_a_table_that_is_refused_is_described_all_the_same(tmp_path):
+    path = write(tmp_path)
+    lines = Path(path).read_text().splitlines()
+    (tmp_path / "gap.csv").write_text("\n".join(lines[:20] + lines[22:]) + "\n")
+    task = CSV(str(tmp_path / "gap.csv"), max_len=6, horizon=3)
+    found = task.describe()
+    assert found["quality"]["gaps"]["first"] == ["2 rows after 2020-01-01T18:00:00"]
+    assert "irregular=fill" in found["refused"]
+    assert "windows" not in found
+    mended = CSV(str(tmp_path / "gap.csv"), max_len=6, horizon=3, irregular="fill", missing="linear")
+    assert "refused" not in mended.describe()
+    np.testing.assert_allclose(mended.series().values.shape, (60, 3))
 
 
 def test_errors_say_what_is_wrong(tmp_path):

@@ -325,7 +325,7 @@ def mend(
         name, counts = next(iter(suspects.items()))
         value, count = next(iter(counts.items()))
         raise DataError(
-            f"{series.path}, column {name!r}: {value} stands there {count} times and usually means a missing value. "
+            f"{series.path}, column {name!r}: {value} is in {count} row(s) and usually means a missing value. "
             f"Give sentinels=[{value}] and missing=previous (or linear), or sentinels=keep."
         )
     series = dataclasses.replace(series, values=values)

@@ -25,7 +25,8 @@ class ForecastingTask(Task):
     columns are only shifted). Every window is evaluated, one row apart. The lookback of the first validation and test
     windows reaches back into the split before; what is predicted does not.
 
-    A subclass says where its table is (`_read`) and how it is split (`_bounds`).
+    A subclass says where its table is (`_find`), how it is read (`_raw`) and mended (`_mended`) and how it is split
+    (`_bounds`).
 
     Args:
       source: which table.
@@ -77,29 +78,38 @@ class ForecastingTask(Task):
         self.target, self.units, self.drop_last = target, units, drop_last
         self.time_features: TimeFeatures = time_features
         self.data_dir = folder(data_dir)
+        self.columns: Sequence[str] | None = None
         self._series: Series | None = None
         self._facts: dict[str, Any] | None = None
 
     # --- what a subclass says
 
-    def _read(self) -> "Series":
-        """The table, mended.
+    def _find(self) -> Path:
+        """The file of the table.
 
         Raises:
-          DataError: it is not there, or something in it is not right.
+          DataError: it is not there.
+        """
+        raise NotImplementedError
+
+    def _raw(self, path: Path, columns: Sequence[str] | None) -> "Series":
+        """The table in a file, as it stands there: all columns, or those named.
+
+        Raises:
+          DataError: it is no table.
+        """
+        raise NotImplementedError
+
+    def _mended(self, series: "Series") -> "Series":
+        """The table as models see it.
+
+        Raises:
+          DataError: something in it is not right.
         """
         raise NotImplementedError
 
     def _bounds(self, rows: int) -> tuple[int, int, int]:
         """The rows at which training, validation and test end."""
-        raise NotImplementedError
-
-    def table(self, path: str | Path) -> "Series":
-        """Another file with the columns of this task's, mended by its rules.
-
-        Raises:
-          DataError: see `prepare`; or a column is not there.
-        """
         raise NotImplementedError
 
     # --- what the loop asks
@@ -155,19 +165,26 @@ class ForecastingTask(Task):
           DataError: see `prepare`.
         """
         if self._series is None:
-            self._series = self._read()
+            self._series = self._mended(self._raw(self._find(), self.columns))
             self._rows(self._series)
         return self._series
 
+    def table(self, path: str | Path) -> "Series":
+        """Another file with the columns of this task's table, mended by the same rules.
+
+        Raises:
+          DataError: see `prepare`; or a column is not there.
+        """
+        return self._mended(self._raw(Path(path).expanduser(), self.facts()["columns"]))
+
     def is_prepared(self) -> bool:
-        """Whether the table is there and can be used."""
+        """Whether the file is there; whether it is whole is seen when it is read."""
         from zoo.data.manifest import DataError
 
         try:
-            self.series()
+            return bool(self._find())
         except DataError:
             return False
-        return True
 
     def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
         """Reads the table, so that what is wrong with it is said now; writes nothing.
@@ -274,23 +291,41 @@ class ForecastingTask(Task):
         return {name: {"mse": float(mse / count), "mae": float(mae / count)} for name, (mse, mae) in totals.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Origin, sizes, scaling, the windows of each split, and what a reader should know of the table's quality."""
-        from zoo.data.series import quality, step_name
+        """Origin, the quality of the table as it stands in the file, sizes, scaling, and the windows of each split.
 
-        series, facts = self.series(), self.facts()
-        return {
+        Of a table that is refused there are origin and quality, and under "refused" the reason.
+
+        Raises:
+          DataError: the file is not there, or is no table.
+        """
+        from zoo.data.manifest import DataError
+        from zoo.data.series import quality
+
+        raw = self._raw(self._find(), self.columns)
+        found = {
             "dataset": f"{self.name}/{self.source}",
-            "path": str(series.path),
+            "path": str(raw.path),
             "lookback": self.lookback,
             "horizon": self.horizon,
             "target": self.target,
+            "quality": quality(raw),
+        }
+        try:
+            return {**found, **self._describe()}
+        except DataError as error:
+            return {**found, "refused": str(error)}
+
+    def _describe(self) -> dict[str, Any]:
+        from zoo.data.series import step_name
+
+        series, facts = self.series(), self.facts()
+        return {
             "step": step_name(facts["step_seconds"]),
             "time_features": facts["time_features"],
             "rows": {name: list(rows) for name, rows in self._rows(series).items()},
             "windows": {name: len(self.split(name)) for name in SPLITS},
             "mean": dict(zip(series.columns, facts["mean"], strict=True)),
             "std": dict(zip(series.columns, facts["std"], strict=True)),
-            "quality": quality(series),
             "checksum": self.fingerprint(),
         }
 
@@ -381,30 +416,18 @@ class PublishedSeries(ForecastingTask):
         options: Any = {"target": target, "time_features": time_features, "units": units, "drop_last": drop_last}
         super().__init__(source, max_len, data_dir, seed, horizon=horizon, **options)
 
-    def _read(self) -> "Series":
-        return self._ordered(self._table(self._find()))
+    def _raw(self, path: Path, columns: Sequence[str] | None) -> "Series":
+        from zoo.data.series import read_series
 
-    def table(self, path: str | Path) -> "Series":
-        """A file in the publisher's layout; see `ForecastingTask.table`."""
-        return self._table(path, columns=self.facts()["columns"])
+        return self._ordered(read_series(path, columns=columns, header=self._has_header()))
 
-    def _table(self, path: str | Path, **options: Any) -> "Series":
-        from zoo.data.series import mend, read_series
+    def _mended(self, series: "Series") -> "Series":
+        from zoo.data.series import mend
 
-        series = read_series(path, header=self._has_header(), **options)
         return mend(series, missing="refuse", irregular="keep", sentinels="keep")
 
     def _has_header(self) -> bool:
         return True
-
-    def is_prepared(self) -> bool:
-        """Whether the file is there; whether it is whole is seen when it is read."""
-        from zoo.data.manifest import DataError
-
-        try:
-            return bool(self._find())
-        except DataError:
-            return False
 
     def _ordered(self, series: "Series") -> "Series":
         """The series with its columns in the order of the published code: the file's, "OT" last."""

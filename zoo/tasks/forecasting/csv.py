@@ -84,17 +84,22 @@ class CSV(ForecastingTask):
         self.irregular: Irregular = irregular
         self.sentinels: Sequence[float] | Literal["keep"] = sentinels
 
-    def _read(self) -> "Series":
-        return self._table(self.source, self.columns)
+    def _find(self) -> Path:
+        from zoo.data.manifest import DataError
 
-    def table(self, path: str | Path) -> "Series":
-        """A file with these columns, mended by these rules; see `ForecastingTask.table`."""
-        return self._table(path, self.facts()["columns"])
+        path = Path(self.source).expanduser()
+        if not path.is_file():
+            raise DataError(f"There is no file {path}. Give the path of a csv file: task.source=/the/path.csv.")
+        return path
 
-    def _table(self, path: str | Path, columns: Sequence[str] | None) -> "Series":
-        from zoo.data.series import mend, read_series
+    def _raw(self, path: Path, columns: Sequence[str] | None) -> "Series":
+        from zoo.data.series import read_series
 
-        series = read_series(path, columns=columns, time_column=self.time_column, date_format=self.date_format)
+        return read_series(path, columns=columns, time_column=self.time_column, date_format=self.date_format)
+
+    def _mended(self, series: "Series") -> "Series":
+        from zoo.data.series import mend
+
         return mend(series, missing=self.missing, irregular=self.irregular, sentinels=self.sentinels)
 
     def _bounds(self, rows: int) -> tuple[int, int, int]:
