@@ -126,6 +126,24 @@ def test_every_gradient_in_single_precision(implementation, gated):
 
 
 @FORMS
+def test_gradients_at_padding_are_zero_whatever_it_holds(implementation, gated):
+    """NaN, too; those of all else stay as they are, to the bit."""
+    given, around = operands(gated=gated, seed=1), marks()
+    (y, state), mask = cotangents(given), around["mask"]
+
+    def filled(x, content):
+        return np.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, content)
+
+    loud = {name: x if name == "initial_state" else filled(x, np.nan) for name, x in given.items()}
+    run = with_gradients(implementation)
+    _, expected = run(*cast((given, (y, state)), jnp.float32), around)
+    _, found = run(*cast((loud, (filled(y, np.nan), state)), jnp.float32), around)
+    assert_equal(found, expected)
+    for name in given.keys() - {"initial_state"}:
+        assert not np.asarray(found[name])[~mask].any(), name
+
+
+@FORMS
 def test_bfloat16(implementation, gated):
     """Relative root mean square, the budgets of flash-linear-attention."""
     given = operands(64, gated=gated, batch=1, heads=1, values=2, widths=(16, 16), beta=1.0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_same
+from closeness import assert_equal, assert_same
 
 from zoo.ops.gated_linear_attention import gated_linear_attention, xla
 from zoo.ops.gated_linear_attention.spans import spans
@@ -110,6 +110,25 @@ def test_gradients_in_single_precision(kind):
     given = cast(cotangents(arrays), jnp.float32)
     expected = with_gradients("reference")(arrays, given)
     assert_same(with_gradients("xla_chunked")(arrays, given), expected, 2e-6)
+
+
+@EVERY_KIND
+def test_gradients_at_padding_are_zero_whatever_it_holds(kind):
+    """NaN, too; those of all else stay as they are, to the bit."""
+    arrays, (y, state) = operands(kind), cotangents(operands(kind))
+
+    def filled(x):
+        if x is None or x.shape[:2] != (B, T):
+            return x
+        return np.where(MASK.reshape(MASK.shape + (1,) * (x.ndim - 2)), x, np.nan)
+
+    loud = [*map(filled, arrays[:4]), arrays[4]]
+    run = with_gradients("xla_chunked")
+    _, expected = run(cast(arrays, jnp.float32), cast((y, state), jnp.float32))
+    _, found = run(cast(loud, jnp.float32), cast((filled(y), state), jnp.float32))
+    assert_equal(found, expected)
+    for gradient in found[:3]:
+        assert not np.asarray(gradient)[~MASK].any()
 
 
 @pytest.mark.parametrize("kind", ["head", "channel"])

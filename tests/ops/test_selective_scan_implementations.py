@@ -7,7 +7,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_same, error
+from closeness import assert_equal, assert_same, error
 
 from zoo.ops.selective_scan import selective_scan
 
@@ -88,6 +88,20 @@ def test_agrees_with_the_reference_in_float64(implementation, reverse, light_com
 @pytest.mark.parametrize(("length", "full"), [(1, True), (37, False), (37, True)])
 def test_agrees_with_the_reference(implementation, length, full, light_compilation):
     check(implementation, length, jnp.float32, 2e-6, full=full)
+
+
+@BOTH
+def test_gradients_at_padding_are_zero_whatever_it_holds(implementation, light_compilation):
+    """NaN, too; those of all else stay as they are, to the bit."""
+    given, marks, (y, state) = problem(37, jnp.float32, seed=37)
+    mask, run = marks["mask"], with_gradients(implementation=implementation)
+    loud = {name: jnp.where(mask[..., None], x, jnp.nan) if x.shape[1] == 37 else x
+            for name, x in given.items() if x.ndim == 3}  # fmt: skip
+    _, (expected,) = run(given, marks, (y, state))
+    _, (found,) = run(given | loud, marks, (jnp.where(mask[..., None], y, jnp.nan), state))
+    assert_equal(found, expected)
+    for name in loud.keys() - {"initial_state"}:
+        assert not np.asarray(found[name])[~mask].any(), name
 
 
 # Computed in float32, so all that is lost is one rounding of each result, 2**-9 of its value.

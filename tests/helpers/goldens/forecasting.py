@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 
 from goldens import MODEL, Found, comparison
+from zoo.functional import count_parameters
 from zoo.models.itransformer_forecaster import ITransformerForecaster
 
 
@@ -49,6 +50,7 @@ def itransformer_full(arrays, _):
         rngs=nnx.Rngs(0),
     )
     model.eval()
+    assert count_parameters(nnx.state(model, nnx.Param)) == sum(x.size for x in arrays.under("param/").values())
     load_itransformer(model, arrays.under("param/"))
     marks = np.concatenate([past, np.full((len(x), meta["pred_len"], past.shape[2]), np.nan, np.float32)], axis=1)
     yield Found("out/y", jax.jit(lambda model, x, marks: model(x, marks=marks))(model, x, marks))
