@@ -1,4 +1,4 @@
-"""iTransformer's forecaster: what follows from tokens that are variates (the authors' numbers are in test_parity.py)."""
+"""iTransformer's forecaster: what follows from tokens that are variates (test_parity.py has the authors' numbers)."""
 
 from typing import Any
 
