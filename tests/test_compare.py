@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zoo import compare as module
-from zoo.compare import compare, summarise, to_markdown
+from zoo.compare import compare, published_text, summarise, to_markdown
 from zoo.registry import RegistryError
 from zoo.training.recipe import RecipeError
 
@@ -108,9 +108,17 @@ def test_a_metric_that_is_no_accuracy_is_shown_as_it_is():
     assert rows[0]["validation_bpb"] == [2.25, 2.5]
     table = to_markdown(rows, bits("a", 0, 2.25))
     assert "| variant | test bpb | by seed |" in table
-    assert "| a | 2.38 ± 0.18 | 0: 2.25, 1: 2.50 |" in table
-    assert "| *unigram* | 4.90 | no model |" in table
+    assert "| a | 2.3750 ± 0.1768 | 0: 2.2500, 1: 2.5000 |" in table
+    assert "| *unigram* | 4.9000 | no model |" in table
     assert "test bpb of the best parameters over 29 examples." in table
+    assert "ublished" not in table
+
+
+def test_published_figures_stand_below():
+    published = {"a": {"mse": 0.386, "mae": 0.405}, "b": 37.1, "source": "a paper"}
+    assert published_text(published, ["a", "c"]) == "published: a mse 0.386, mae 0.405 (a paper)"
+    assert published_text(published, ["b"]) == "published: b 37.1 (a paper)"
+    assert published_text(published, ["c"]) == ""
 
 
 def test_every_request_is_checked_before_anything_is_trained(recipe, tmp_path, toy, monkeypatch):

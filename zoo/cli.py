@@ -254,6 +254,7 @@ def _layout(args: argparse.Namespace) -> Any:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from zoo.compare import published_text
     from zoo.training.folder import default_run_dir
     from zoo.training.processes import is_main
     from zoo.training.profiling import parse_profile
@@ -273,10 +274,12 @@ def _train(args: argparse.Namespace) -> None:
     chosen = result[result["select"]]
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in chosen["test"].items() if name != "examples")
     baselines = ", ".join(f"{name} {value:.4g}" for name, value in result["baselines"]["test"].items())
+    published = published_text(result["published"], [result["variant"]])
     print(
         f"{result['variant']} on {result['task']}/{result['source']} ({result['protocol']}), seed {result['seed']}: "
         f"test {metrics} ({result['select']}, step {chosen['step']}); "
-        f"baselines: {baselines}; {result['parameters']:,} parameters; {folder / 'result.json'}"
+        f"baselines: {baselines}; {published and published + '; '}"
+        f"{result['parameters']:,} parameters; {folder / 'result.json'}"
     )
 
 

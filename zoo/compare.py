@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +140,28 @@ def _metric(result: dict[str, Any]) -> str:
     return result.get("metric", "accuracy")  # which results written before there was another do not name
 
 
-def _shown(metric: str) -> tuple[str, float]:
-    """How a metric is called in tables and plots, and the factor that it is shown by: shares in percent."""
-    return ("accuracy (%)", 100) if metric == "accuracy" else (metric, 1)
+def _shown(metric: str) -> tuple[str, float, int]:
+    """How a metric is called in tables and plots, the factor that it is shown by, and decimals: shares in percent."""
+    return ("accuracy (%)", 100, 2) if metric == "accuracy" else (metric, 1, 4)
+
+
+def published_text(published: Mapping[str, Any], variants: Sequence[str]) -> str:
+    """The published figures of some variants and their source in a line; "" where there are none."""
+    found = []
+    for variant in variants:
+        figures = published.get(variant)
+        if isinstance(figures, Mapping):
+            found.append(f"{variant} " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+        elif figures is not None:
+            found.append(f"{variant} {figures}")
+    source = f" ({published['source']})" if found and "source" in published else ""
+    return f"published: {'; '.join(found)}{source}" if found else ""
 
 
 def to_markdown(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     """The comparison as Markdown; `result` is any of the runs, for what they have in common."""
     environment, metric = result["environment"], _metric(result)
-    title, scale = _shown(metric)
+    title, scale, digits = _shown(metric)
     lines = [
         f"{result['task']}/{result['source']}, protocol {result['protocol'] or '-'}, {result['steps']} steps of "
         f"{result['batch_size']} x {result['max_len']}, test {metric} of the {result['select']} parameters over "
@@ -158,17 +171,19 @@ def to_markdown(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        spread = "" if row["std"] is None else f" ± {scale * row['std']:.2f}"
+        spread = "" if row["std"] is None else f" ± {scale * row['std']:.{digits}f}"
         scores = zip(row["seeds"], row[f"test_{metric}"], strict=True)
-        seeds = ", ".join(f"{seed}: {scale * score:.2f}" for seed, score in scores)
+        seeds = ", ".join(f"{seed}: {scale * score:.{digits}f}" for seed, score in scores)
         speed = "-" if row["steps_per_second"] is None else f"{row['steps_per_second']:.2f}"
         peak = row["device_peak_bytes"] or row["host_peak_bytes"]
         lines.append(
-            f"| {row['variant']} | {scale * row['mean']:.2f}{spread} | {seeds} | {row['parameters']:,} | {speed} "
-            f"| {row['step_bytes'] / 1e6:.1f} | {peak / 1e6:.0f} | {row['compile_seconds']:.1f} |"
+            f"| {row['variant']} | {scale * row['mean']:.{digits}f}{spread} | {seeds} | {row['parameters']:,} "
+            f"| {speed} | {row['step_bytes'] / 1e6:.1f} | {peak / 1e6:.0f} | {row['compile_seconds']:.1f} |"
         )
     for name, value in result["baselines"]["test"].items():
-        lines.append(f"| *{name.replace('_', ' ')}* | {scale * value:.2f} | no model | | | | | |")
+        lines.append(f"| *{name.replace('_', ' ')}* | {scale * value:.{digits}f} | no model | | | | | |")
+    if text := published_text(result["published"], [row["variant"] for row in rows]):
+        lines += ["", text[0].upper() + text[1:] + "."]
     where = "the device's" if rows[0]["device_peak_bytes"] else "the process's"
     lines += [
         "",
@@ -192,7 +207,7 @@ def _plot(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], pat
     figure, axes = plt.subplots(1, 3, figsize=(4 + 2.4 * len(rows), 4.2), layout="constrained")
     colors = [f"C{index}" for index in range(len(rows))]
     metric = _metric(results[0])
-    title, scale = _shown(metric)
+    title, scale, _ = _shown(metric)
     axes[0].bar(names, [scale * row["mean"] for row in rows], color=colors, alpha=0.7)
     for index, row in enumerate(rows):
         scores = [scale * score for score in row[f"test_{metric}"]]
