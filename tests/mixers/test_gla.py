@@ -1,6 +1,4 @@
-"""The layer of GLA; what every mixer must do is tested by the contract."""
-
-import json
+"""The layer of GLA; the contract tests what every mixer must do, test_parity.py the definition."""
 
 import jax
 import jax.numpy as jnp
@@ -37,49 +35,6 @@ def make(**options):
 
 def values(length=T, seed=0):
     return np.random.default_rng(seed).standard_normal((B, length, D)).astype(np.float32)
-
-
-def mapping(causal):
-    """(path, name of flash-linear-attention) of all parameters."""
-    linear = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "gate": "g_proj", "out": "o_proj"}
-    linear |= {"decay_rank": "gk_proj.0", "direction/decay": "gk_proj.1"}
-    linear |= {} if causal else {"backward_direction/decay": "backward_gk_proj.1"}
-    pairs = [(f"{ours}/kernel", f"{theirs}.weight") for ours, theirs in linear.items()]
-    biases = [(f"{ours}/bias", f"{theirs}.bias") for ours, theirs in linear.items() if ours.endswith("/decay")]
-    return [*pairs, *biases, ("norm/scale", "g_norm.weight")]
-
-
-def at(tree, path):
-    for name in path.split("/"):
-        tree = tree[name] if isinstance(tree, dict | nnx.State) else getattr(tree, name)
-    return tree
-
-
-@DIRECTIONS
-def test_definition(golden_dir, causal):
-    """Output, padded output and all gradients of a whole layer, against float64."""
-    data, direction = np.load(golden_dir / "gla.npz"), "causal" if causal else "bidirectional"
-    x = data["in/x"]
-    meta = json.loads(str(data["meta"]))
-    options = {"num_heads": meta["num_heads"], "gate_rank": meta["gate_rank"]}
-    layer = GLA(x.shape[-1], **options, causal=causal, rngs=nnx.Rngs(0))
-    for ours, theirs in mapping(causal):
-        at(layer, ours)[...] = data[f"param/{theirs}"].T
-    graph, params = nnx.split(layer, nnx.Param)
-    assert len(jax.tree.leaves(params)) == len(mapping(causal))
-
-    @jax.jit
-    def run(params, x):
-        y, pull = jax.vjp(lambda params, x: nnx.merge(graph, params)(x), params, x)
-        return y, pull(jnp.asarray(data["in/cotangent"])), nnx.merge(graph, params)(x, mask=data["in/mask"])
-
-    y, (dparams, dx), masked = run(params, x)
-    assert error(y, data[f"{direction}/out/y"]) <= 1e-5
-    real = data["in/mask"][..., None]
-    assert error(np.where(real, masked, 0), data[f"{direction}/out/y_masked"]) <= 1e-5
-    assert error(dx, data[f"{direction}/grad/x"]) <= 1e-5
-    for ours, theirs in mapping(causal):
-        assert error(at(dparams, ours)[...].T, data[f"{direction}/grad/{theirs}"]) <= 1e-5
 
 
 def test_initial_values_are_the_authors():
