@@ -1,0 +1,1 @@
+"""Measurements of forecasting models; run from the checkout (see README.md)."""
