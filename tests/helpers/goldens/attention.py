@@ -1,4 +1,4 @@
-"""Nyström attention and Flow-Attention, as ops and in their layers."""
+"""Nyström attention, Flow-Attention and ProbSparse attention, as ops and in their layers."""
 
 import functools
 
@@ -12,6 +12,7 @@ from zoo.mixers.flowformer import Flowformer
 from zoo.mixers.nystromformer import Nystromformer
 from zoo.ops.flow_attention import flow_attention
 from zoo.ops.nystrom_attention import nystrom_attention
+from zoo.ops.probsparse_attention import probsparse_attention
 
 call = nnx.jit(lambda layer, x: layer(x, deterministic=True))
 
@@ -99,3 +100,14 @@ def flow_layer(arrays, implementation):
         linear.kernel[...] = arrays[f"param/{name}_projection.weight"].T
         linear.bias[...] = arrays[f"param/{name}_projection.bias"]
     yield Found("out/y", call(layer, x))
+
+
+@comparison("probsparse_op", "`probsparse_attention`", OP, ("xla", "reference"))
+@comparison("probsparse_op_causal", "`probsparse_attention`, causal", OP, ("xla", "reference"))
+def probsparse_op(arrays, implementation):
+    """With the authors' sample of keys; causal, their choice of queries and cumulative sum."""
+    options = {"factor": arrays.meta["factor"], "causal": arrays.meta["causal"], "implementation": implementation}
+    run = functools.partial(probsparse_attention, selection="authors", causal_context="cumsum", **options)
+    indices = arrays["in/sample_indices"].astype(np.int32)
+    q, k, v = (arrays[f"in/{name}"] for name in "qkv")
+    yield Found("out/y", jax.jit(run)(q, k, v, sample_indices=indices))

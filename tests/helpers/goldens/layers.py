@@ -16,7 +16,8 @@ DIRECTIONS = ("causal", "bidirectional")
 def at(tree, path):
     """The part of a module or a state at a/b/c."""
     for name in path.split("/"):
-        tree = tree[name] if isinstance(tree, dict | nnx.State) else getattr(tree, name)
+        key = int(name) if name.isdigit() else name
+        tree = tree[key] if isinstance(tree, dict | nnx.State | nnx.List) else getattr(tree, name)
     return tree
 
 
@@ -56,6 +57,9 @@ def whole_layer(layer, names, arrays, prefix=""):
         for ours, theirs in names.items():
             gradient = at(dparams, ours)[...]
             yield Found(f"{prefix}grad/{theirs}", turned(gradient, arrays[f"param/{theirs}"]))
+        for theirs in arrays.under("param/").keys() - names.values():
+            # Our causal layers have no parameters of a backward direction, which theirs do not use.
+            yield Found(f"{prefix}grad/{theirs}", np.zeros_like(arrays[f"param/{theirs}"]))
 
 
 @comparison("linear_attention", "mixer `linear_attention`", MODEL, DIRECTIONS)
@@ -88,7 +92,3 @@ def gla(arrays, direction):
     names = {f"{ours}/kernel": f"{theirs}.weight" for ours, theirs in linear.items()}
     names |= {f"{ours}/bias": f"{theirs}.bias" for ours, theirs in linear.items() if ours.endswith("/decay")}
     yield from whole_layer(layer, names | {"norm/scale": "g_norm.weight"}, arrays, f"{direction}/")
-    if direction == "causal":  # where nothing goes backward there are no such parameters
-        for part in ("weight", "bias"):
-            key = f"grad/backward_gk_proj.1.{part}"
-            yield Found(f"causal/{key}", np.zeros_like(arrays[f"param/{key.removeprefix('grad/')}"]))
