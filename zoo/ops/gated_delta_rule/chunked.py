@@ -102,6 +102,7 @@ def make_plan(length: int, options: Options, chunk_size: int, chunks_per_block: 
     return Plan(blocks, chunks, size, max(length, chunks * size), options.reverse)
 
 
+@functools.partial(jax.jit, static_argnames=("options", "plan"))  # traced once for all layers of a model
 def forward(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tuple[Array, Array, Array]:
     """Output [B, T, HV, V] in the dtype of v, the last state, the states before each block [blocks, B, HV, K, V]."""
     problem, marks, length = _padded(problem, marks, plan)
@@ -122,6 +123,7 @@ def forward(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tup
     return _unpadded(y, length, plan), state, states
 
 
+@functools.partial(jax.jit, static_argnames=("options", "plan"))
 def backward(
     problem: Problem, marks: Marks, states: Array, dy: Array, dstate: Array, options: Options, plan: Plan
 ) -> Problem:

@@ -141,6 +141,7 @@ def _states(problem: Problem, marks: Marks, options: Options) -> Array:
     return jax.lax.scan(block, start, jnp.arange(layout.blocks), reverse=options.reverse)[1]
 
 
+@functools.partial(jax.jit, static_argnames=("options",))  # traced once for all layers of a model
 def forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """The output [B, T, H, V] in the dtype of v, and the state after the last token."""
     layout, form = _layout(problem, options), _form(problem)
@@ -158,6 +159,7 @@ def forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Ar
     return y[:, : problem.v.shape[1]], state.reshape(problem.state.shape)
 
 
+@functools.partial(jax.jit, static_argnames=("options",))
 def backward(problem: Problem, marks: Marks, dy: Array, dstate: Array, options: Options) -> Problem:
     """Gradients of the problem, from those of the output and of the last state."""
     layout, form, dtype = _layout(problem, options), _form(problem), problem.state.dtype
