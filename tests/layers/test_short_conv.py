@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoo.layers.short_conv import ShortConv
+from zoo.layers.short_conv import ShortConv, ShortConvs
 from zoo.ops.causal_conv1d import causal_conv1d
 
 
@@ -48,3 +48,32 @@ def test_errors_say_what_is_wrong():
     for options, message in (({"kernel_size": 0}, "kernel_size=0"), ({"init_std": -1.0}, r"init_std=-1\.0")):
         with pytest.raises(ValueError, match=message):
             ShortConv(3, **options, rngs=nnx.Rngs(0))
+
+
+def test_several_are_each_by_itself():
+    layers = ShortConvs((3, 5), 2, activations=("silu", None), use_bias=True, rngs=nnx.Rngs(0))
+    random = np.random.default_rng(0)
+    arrays = tuple(random.standard_normal((2, 5, width)).astype(np.float32) for width in (3, 5))
+    mask = np.arange(5) < np.array([[5], [3]])
+    ys, states = layers(arrays, mask=mask, state=layers.init_state(2))
+    stepped = layers.step(tuple(x[:, 0] for x in arrays), states)
+    for i, (layer, x) in enumerate(zip(layers.each, arrays, strict=True)):
+        assert layer.activation == ("silu", None)[i]
+        y, state = layer(x, mask=mask, return_state=True)
+        np.testing.assert_array_equal(ys[i], y)
+        np.testing.assert_array_equal(states[i], state)
+        for one, other in zip((stepped[0][i], stepped[1][i]), layer.step(x[:, 0], state), strict=True):
+            np.testing.assert_array_equal(one, other)
+        reverse, _ = layers(arrays, reverse=True, segment_ids=np.array([[0, 0, 1, 1, 1]] * 2))
+        np.testing.assert_allclose(reverse[i][:, 2:], layer(x[:, 2:], reverse=True), atol=1e-6)
+
+
+def test_several_without_taps_are_activations():
+    layers = ShortConvs((3, 5), None, activations=("silu", None), rngs=nnx.Rngs(0))
+    x, y = np.full((2, 5, 3), 2.0, np.float32), np.ones((2, 5, 5), np.float32)
+    assert layers.init_state(2) == ()
+    for found, state in (layers((x, y)), layers.step((x[:, 0], y[:, 0]), ())):
+        np.testing.assert_allclose(found[0], 2 / (1 + np.exp(-2.0)), rtol=1e-6)
+        np.testing.assert_array_equal(found[1], 1)
+        assert state == ()
+    assert not nnx.to_flat_state(nnx.state(layers, nnx.Param))

@@ -43,7 +43,7 @@ def test_initial_values_are_the_authors():
         assert abs(np.std(linear.kernel[...]) - 0.02) < 0.001
     for direction in (layer.direction, layer.backward_direction):
         assert not np.asarray(direction.decay.bias[...]).any()
-        assert abs(np.std(direction.convs[0].kernel[...]) - 0.02) < 0.003
+        assert abs(np.std(direction.convs.each[0].kernel[...]) - 0.02) < 0.003
     np.testing.assert_array_equal(layer.norm.scale[...], 1)
     # sigmoid(0)^(1/16): what a memory keeps per token at the start.
     *_, decay = layer._heads((jnp.ones((1, 128)), jnp.ones((1, 128)), jnp.ones((1, 256))), jnp.zeros((1, 128)))

@@ -1,6 +1,7 @@
-"""The short causal convolution in front of the recurrent mixers, with its parameters."""
+"""The short causal convolution in front of the recurrent mixers, with its parameters; one, or one per array."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,89 @@ class ShortConv(nnx.Module):
 
     def _weights(self) -> tuple[Array, Array | None]:
         return self.kernel[...], None if self.bias is None else self.bias[...]
+
+
+class ShortConvs(nnx.Module):
+    """A `ShortConv` for each of several arrays, such as queries, keys and values.
+
+    The state is a tuple with that of each, and an empty tuple where there are no convolutions.
+
+    Args:
+      widths: of the arrays.
+      kernel_size: W; None for no convolutions, only activations.
+      activations: of the arrays, "silu" or None each.
+      use_bias, init_std, implementation, dtype, param_dtype, rngs: as in `ShortConv`.
+
+    Raises:
+      ValueError: as `ShortConv`.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        kernel_size: int | None = 4,
+        *,
+        activations: Sequence[ConvActivation | None],
+        use_bias: bool = False,
+        init_std: float | None = None,
+        implementation: str | None = None,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.activations = tuple(activations)
+        self.each = nnx.List(
+            ShortConv(
+                width,
+                kernel_size,
+                use_bias=use_bias,
+                activation=activation,
+                init_std=init_std,
+                implementation=implementation,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+            for width, activation in zip(widths, self.activations, strict=True)
+            if kernel_size is not None
+        )
+
+    def __call__(
+        self,
+        arrays: tuple[Float[Array, "B T _"], ...],
+        *,
+        mask: Bool[Array, "B T"] | None = None,
+        state: tuple[Array, ...] | None = None,
+        reverse: bool = False,
+        segment_ids: Int[Array, "B T"] | None = None,
+    ) -> tuple[tuple[Float[Array, "B T _"], ...], tuple[Array, ...]]:
+        """The arrays, convolved, and the new state. The arguments are those of `ShortConv`.
+
+        Raises:
+          ValueError, TypeError: as `ShortConv`.
+        """
+        if not self.each:
+            return self._activated(arrays), ()
+        marks = {"mask": mask, "reverse": reverse, "segment_ids": segment_ids}
+        before = (None,) * len(arrays) if state is None else state
+        found = [
+            conv(x, state=old, return_state=True, **marks)
+            for conv, x, old in zip(self.each, arrays, before, strict=True)
+        ]
+        return tuple(y for y, _ in found), tuple(new for _, new in found)
+
+    def init_state(self, batch_size: int) -> tuple[Array, ...]:
+        """The state before the first token: float32 zeros."""
+        return tuple(conv.init_state(batch_size) for conv in self.each)
+
+    def step(
+        self, arrays: tuple[Float[Array, "B _"], ...], state: tuple[Array, ...]
+    ) -> tuple[tuple[Float[Array, "B _"], ...], tuple[Array, ...]]:
+        """The same for one more token."""
+        if not self.each:
+            return self._activated(arrays), ()
+        found = [conv.step(x, old) for conv, x, old in zip(self.each, arrays, state, strict=True)]
+        return tuple(y for y, _ in found), tuple(new for _, new in found)
+
+    def _activated(self, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(x if name is None else jax.nn.silu(x) for x, name in zip(arrays, self.activations, strict=True))

@@ -8,7 +8,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.shapes import check_shapes
-from zoo.layers.short_conv import ShortConv
+from zoo.layers.short_conv import ShortConvs
 from zoo.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from zoo.ops.linear_attention import FEATURE_MAPS, FeatureMap, feature_map
 from zoo.registry import register_mixer
@@ -59,29 +59,16 @@ class _Direction(nnx.Module):
     ):
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.decay = nnx.Linear(rank, widths[1], kernel_init=kernel_init, **dtypes, rngs=rngs)
-        options = {"use_bias": conv_bias, "init_std": _INIT_STD, "implementation": implementation, **dtypes}
-        convs = () if conv_size is None else (ShortConv(width, conv_size, **options, rngs=rngs) for width in widths)
-        self.convs = nnx.List(convs)
-
-    def convolve(
-        self, arrays: tuple[Array, ...], state: GLAState | None, **marks
-    ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """q, k and v after the convolutions, and the states of these."""
-        if not self.convs:
-            return arrays, ()
-        before = (None,) * 3 if state is None else state.conv
-        found = [
-            conv(x, state=old, return_state=True, **marks)
-            for conv, x, old in zip(self.convs, arrays, before, strict=True)
-        ]
-        return tuple(y for y, _ in found), tuple(new for _, new in found)
-
-    def convolve_step(self, arrays: tuple[Array, ...], state: GLAState) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """The same for one token."""
-        if not self.convs:
-            return arrays, ()
-        found = [conv.step(x, old) for conv, x, old in zip(self.convs, arrays, state.conv, strict=True)]
-        return tuple(y for y, _ in found), tuple(new for _, new in found)
+        self.convs = ShortConvs(
+            widths,
+            conv_size,
+            activations=(None if conv_size is None else "silu",) * 3,
+            use_bias=conv_bias,
+            init_std=_INIT_STD,
+            implementation=implementation,
+            **dtypes,
+            rngs=rngs,
+        )
 
 
 @register_mixer(
@@ -144,7 +131,8 @@ class GLA(nnx.Module):
       ValueError: an option is unknown or out of range, or the heads do not divide the channels.
     """
 
-    implementations = ("xla", "xla_chunked", "reference")
+    # For the contract. It takes gradients, and then the default, "xla", is "xla_chunked".
+    implementations = ("xla_sequential", "reference")
 
     def __init__(
         self,
@@ -259,7 +247,7 @@ class GLA(nnx.Module):
 
         def run(direction: _Direction, reverse: bool) -> tuple[Array, GLAState]:
             marks = {"mask": mask, "segment_ids": segment_ids, "reverse": reverse}
-            arrays, conv = direction.convolve(projected, state, **marks)
+            arrays, conv = direction.convs(projected, state=None if state is None else state.conv, **marks)
             y, memory = gated_linear_attention(
                 *self._heads(arrays, direction.decay(rank)),
                 initial_state=None if state is None else state.memory,
@@ -280,7 +268,7 @@ class GLA(nnx.Module):
         """The state before the first token: float32 zeros, batch first. ValueError unless causal."""
         self._need_causal("init_state")
         memory = jnp.zeros((batch_size, self.num_heads, self.key_width, self.value_width), jnp.float32)
-        return GLAState(memory, tuple(conv.init_state(batch_size) for conv in self.direction.convs))
+        return GLAState(memory, self.direction.convs.init_state(batch_size))
 
     def step(self, x_t: Float[Array, "B D"], state: GLAState) -> tuple[Float[Array, "B D"], GLAState]:
         """The output for one more token and the state after it, without dropout.
@@ -291,7 +279,7 @@ class GLA(nnx.Module):
         self._need_causal("step")
         check_shapes("gla", "x_t [B, D]", x_t, D=self.d_model)
         projected, rank = self._project(x_t)
-        arrays, conv = self.direction.convolve_step(projected, state)
+        arrays, conv = self.direction.convs.step(projected, state.conv)
         y, memory = gated_linear_attention_step(state.memory, *self._heads(arrays, self.direction.decay(rank)))
         return self._merge(y, x_t), GLAState(memory, conv)
 
