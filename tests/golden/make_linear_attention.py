@@ -148,8 +148,8 @@ LAYERS = {
 }  # fmt: skip
 
 
-def make(name):
-    layer, shapes, meta = LAYERS[name]
+def make(name, layer, shapes, meta):
+    """Writes the arrays of one layer; also for make_gated_deltanet.py."""
     rng = np.random.default_rng(0)
     params = parameters(shapes, rng)
     x = rng.standard_normal((B, T, D)).astype(np.float32)
@@ -176,5 +176,5 @@ def make(name):
 
 if __name__ == "__main__":
     with jax.enable_x64(True):
-        for name in LAYERS:
-            make(name)
+        for name, definition in LAYERS.items():
+            make(name, *definition)
