@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from zoo.encoder import Encoder, EncoderConfig
 from zoo.training.optimizer import learning_rate, make_optimizer
 from zoo.training.recipe import TrainConfig, load_recipe
 
@@ -145,6 +147,39 @@ def test_only_matrices_are_decayed_also_where_layers_are_stacked(stacked):
                jax.tree.leaves_with_path(updates) if update.any()}  # fmt: skip
     where = ("encoder/layers",) if stacked else ("encoder/layers/0", "encoder/layers/1")
     assert decayed == {f"{place}/kernel" for place in where}
+
+
+@pytest.mark.parametrize(
+    ("variant", "scan_layers"), [("mamba", False), ("mamba", True), ("mamba2", True), ("gated_deltanet", False)]
+)
+def test_what_the_authors_never_decay(variant, scan_layers):
+    """Mamba's A_log and, with a skip per channel, Mamba-2's D are matrices."""
+    options = {"d_head": 4, "skip_per_channel": True} if variant == "mamba2" else {}
+    config = EncoderConfig(
+        d_model=8, num_heads=2, vocab_size=3, mixer=variant, mixer_options=options, scan_layers=scan_layers
+    )
+    params = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(Encoder(config, rngs=nnx.Rngs(0)), nnx.Param)))
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
+    never = {"A_log", "dt_bias"} | ({"D"} if variant != "gated_deltanet" else set())
+    for decay in ("all", "matrices"):
+        optimizer = make_optimizer(TrainConfig(schedule="constant", lr=1.0, weight_decay=0.5, decay=decay))
+        updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+        kept, decayed = set(), set()
+        for path, update in jax.tree.leaves_with_path(updates):
+            (decayed if update.any() else kept).add(jax.tree_util.keystr(path[-1:], simple=True))
+        assert never <= kept
+        assert not never & decayed
+        assert "kernel" in decayed - kept
+        if decay == "all":
+            assert kept == never
+
+
+@pytest.mark.parametrize("decay", ["all", "matrices"])
+def test_the_decay_has_the_state_that_checkpoints_hold(decay):
+    state: Any = make_optimizer(TrainConfig(schedule="constant", weight_decay=0.5, decay=decay)).init(PARAMS)
+    mask = None if decay == "all" else {"kernel": True, "bias": False}
+    plain = optax.add_decayed_weights(0.5, mask).init(PARAMS)
+    assert jax.tree.structure(state[-2]) == jax.tree.structure(plain)
 
 
 def test_shipped_recipes_train_as_their_protocols_do():

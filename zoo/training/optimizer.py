@@ -1,5 +1,6 @@
 """Schedules and the optimizer. The original LRA's, PyTorch's OneCycle and the usual cosine, in Optax."""
 
+import functools
 import itertools
 
 import jax
@@ -9,6 +10,9 @@ import optax
 from zoo.training.recipe import TrainConfig
 from zoo.typing import PyTree
 
+# Rates, skips and time steps of recurrent mixers, of whatever shape. The authors of Mamba, Mamba-2 and Gated DeltaNet
+# exclude these from weight decay: it would pull decays and time steps to values that mean nothing.
+NEVER_DECAYED = frozenset({"A_log", "D", "dt_bias"})
 # torch.optim.lr_scheduler.OneCycleLR's defaults.
 _ONECYCLE_START = 25.0
 _ONECYCLE_END = 1e4
@@ -55,7 +59,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Clipping, Adam and decoupled weight decay times the learning rate.
 
     With `decay="all"`, beta2 0.98 and eps 1e-9 this is the original LRA's optimizer; with `decay="matrices"` AdamW
-    as usual: parameters of fewer than two axes (biases, norms) are not decayed.
+    as usual: parameters of fewer than two axes (biases, norms) are not decayed. Parameters with a name in
+    `NEVER_DECAYED` are not decayed by either.
     """
     beta1 = config.beta1
     if config.cycle_beta1:
@@ -65,21 +70,37 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         adam = optax.inject_hyperparams(optax.scale_by_adam)(b1=beta1, b2=config.beta2, eps=config.eps)
     else:
         adam = optax.scale_by_adam(b1=beta1, b2=config.beta2, eps=config.eps)
-    mask = None if config.decay == "all" else _matrices
     parts = [
         optax.clip_by_global_norm(config.clip) if config.clip else None,
         adam,
-        optax.add_decayed_weights(config.weight_decay, mask) if config.weight_decay else None,
+        _weight_decay(config) if config.weight_decay else None,
         optax.scale_by_learning_rate(learning_rate(config)),
     ]
     return optax.chain(*[part for part in parts if part is not None])
 
 
-def _matrices(params: PyTree) -> PyTree:
-    def is_matrix(path, leaf):
+def _weight_decay(config: TrainConfig) -> optax.GradientTransformation:
+    """Adds what decays the parameters to the updates."""
+    if config.decay == "matrices":
+        return optax.add_decayed_weights(config.weight_decay, functools.partial(_decayed, True))
+
+    def add(updates: PyTree, params: PyTree) -> PyTree:
+        def one(update, param, decayed):
+            return update + config.weight_decay * param if decayed else update
+
+        return jax.tree.map(one, updates, params, _decayed(False, params))
+
+    # Not by a mask, which brings a state with it: checkpoints of runs with this decay have none.
+    return optax.stateless(add)
+
+
+def _decayed(only_matrices: bool, params: PyTree) -> PyTree:
+    """True at the parameters that are decayed."""
+
+    def is_decayed(path, leaf):
         names = [str(getattr(key, "key", key)) for key in path]
         # The blocks of `scan_layers` are stacked: their first axis counts the layers.
         stacked = any(name == "layers" and not child.isdigit() for name, child in itertools.pairwise(names))
-        return leaf.ndim - stacked > 1
+        return names[-1] not in NEVER_DECAYED and not (only_matrices and leaf.ndim - stacked < 2)
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

@@ -103,7 +103,8 @@ class TrainConfig:
       beta1, beta2, eps: Adam's.
       cycle_beta1: for "onecycle": beta1 falls from 0.95 to 0.85 and rises again, as in PyTorch.
       weight_decay: decoupled, times the learning rate.
-      decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or CLS vector).
+      decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or CLS vector); never those that
+        `zoo.training.optimizer.NEVER_DECAYED` names (Mamba's A_log, D and dt_bias).
       clip: largest global norm of the gradient; None for no clipping.
       ema: decay of the moving average of the parameters that is evaluated; None for none.
       eval_every: updates between evaluations on the validation split; 0 for only at the end.
