@@ -39,8 +39,7 @@ def make(name, **options) -> Any:
     if name == ENCODER:
         config = EncoderConfig(d_model=8, num_layers=1, num_heads=2, d_ff=8, **options)
         return EncoderForecaster(config, **sizes, rngs=rngs)
-    options = {**registry.spec(name).test_args, **options}
-    return zoo.create_model(name, **sizes, **options, rngs=rngs)
+    return zoo.create_model(name, **{**registry.spec(name).test_args, **sizes, **options}, rngs=rngs)
 
 
 @functools.cache
@@ -143,23 +142,21 @@ def test_marks_are_there_where_they_were_promised(name):
     bare = make(name, num_marks=0)
     bare.eval()
     assert forward(bare, X, None).shape == (B, H, N)
-    with pytest.raises(ValueError, match=r"axis 2 \(M\) of marks is 2"):
+    with pytest.raises(ValueError, match=r"axis 2 \(M\) of marks is 2|num_marks=0"):
         bare(X, marks=MARKS)
     model = quiet(name)
     if np.array_equal(forward(model, X, MARKS), forward(model, X, MARKS + 0.1)):
         np.testing.assert_array_equal(forward(model, X, None), forward(model, X, MARKS))
     else:
-        with pytest.raises(ValueError, match=r"num_marks=2 and takes marks \[B, L\+H, M\].* marks is None"):
+        with pytest.raises(ValueError, match=r"num_marks=2.* (marks is None|none are given)"):
             model(X)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_are_positive(name):
-    for size, message in (("horizon", "horizon must be at least 1, got 0"), ("num_variates", "num_variates must be")):
-        with pytest.raises(ValueError, match=message):
-            make(name, **{size: 0})
-    with pytest.raises(ValueError, match="num_marks must be at least 0, got -1"):
-        make(name, num_marks=-1)
+    for size, wrong, least in (("horizon", 0, 1), ("num_variates", 0, 1), ("num_marks", -1, 0)):
+        with pytest.raises(ValueError, match=rf"{size}.* must (be at least {least}|not be negative)"):
+            make(name, **{size: wrong})
 
 
 @pytest.mark.parametrize("name", NAMES)
