@@ -174,8 +174,12 @@ def test_sample_is_of_keys_that_may_be_seen(sample, causal):
         if sample == "per_query" or not causal:
             assert len(chosen) == budget(number if causal else len(real), 3)
         else:  # c from each stretch [e^m, e^(m + 1)), of the last one those that are not ahead
-            most = max(3 * math.ceil(math.log(number)), 1)
-            assert min(most, number) - 3 <= len(chosen) <= most
+            stretches = [(0, 2), (2, 7), (7, 20), (20, 54), (54, 148)]
+            least, most = (
+                sum(min(3, end - start) for start, end in stretches if edge(start, end) <= number)
+                for edge in (lambda start, end: end, lambda start, end: start + 1)
+            )
+            assert least <= len(chosen) <= most
 
 
 def test_sample_is_uniform():
