@@ -10,10 +10,16 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "CausalLM": "zoo.models.causal_lm",
+    "DeltaNet": "zoo.mixers.deltanet",
     "Encoder": "zoo.encoder",
     "EncoderConfig": "zoo.encoder",
     "Flowformer": "zoo.mixers.flowformer",
     "GLA": "zoo.mixers.gla",
+    "GatedDeltaNet": "zoo.mixers.gated_deltanet",
+    "ITransformer": "zoo.models.itransformer",
+    "ITransformerForecaster": "zoo.models.itransformer_forecaster",
+    "Informer": "zoo.mixers.informer",
+    "InformerForecaster": "zoo.models.informer_forecaster",
     "LinearAttention": "zoo.mixers.linear_attention",
     "Mamba": "zoo.mixers.mamba",
     "Mamba2": "zoo.mixers.mamba2",
@@ -47,8 +53,11 @@ if TYPE_CHECKING:
     from zoo.generation import generate as generate
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen
+    from zoo.mixers.deltanet import DeltaNet as DeltaNet
     from zoo.mixers.flowformer import Flowformer as Flowformer
+    from zoo.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet
     from zoo.mixers.gla import GLA as GLA
+    from zoo.mixers.informer import Informer as Informer
     from zoo.mixers.linear_attention import LinearAttention as LinearAttention
     from zoo.mixers.mamba import Mamba as Mamba
     from zoo.mixers.mamba2 import Mamba2 as Mamba2
@@ -56,6 +65,9 @@ if TYPE_CHECKING:
     from zoo.mixers.retnet import RetNet as RetNet
     from zoo.mixers.softmax import Softmax as Softmax
     from zoo.models.causal_lm import CausalLM as CausalLM
+    from zoo.models.informer_forecaster import InformerForecaster as InformerForecaster
+    from zoo.models.itransformer import ITransformer as ITransformer
+    from zoo.models.itransformer_forecaster import ITransformerForecaster as ITransformerForecaster
     from zoo.models.sequence_classifier import SequenceClassifier as SequenceClassifier
     from zoo.registry import Spec as Spec
     from zoo.registry import get as get

@@ -89,8 +89,8 @@ def table(results: list[dict[str, Any]]) -> str:
             by = f"{statistics.fmean(mse) - published['mse']:+.4f} / {statistics.fmean(mae) - published['mae']:+.4f}"
         lines.append(
             f"| {recipe.replace('_', ', ')} | {variant.removesuffix('_forecaster')} | {_mean(mse)} | {_mean(mae)} "
-            f"| {shown} | {by} | {naive['repeat_last']:.3f} / {season} | {', '.join(str(result['steps']) for result in mine)} "
-            f"| {', '.join(str(result['seed']) for result in mine)} |"
+            f"| {shown} | {by} | {naive['repeat_last']:.3f} / {season} "
+            f"| {', '.join(str(result['steps']) for result in mine)} | {', '.join(str(result['seed']) for result in mine)} |"
         )
     if results:
         environment = results[-1]["environment"]

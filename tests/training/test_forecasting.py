@@ -178,7 +178,7 @@ def test_epochs_become_steps():
     assert with_steps(config, 100).eval_every == 3
     assert with_steps(TrainConfig(epochs=3, eval_every=2), 100).eval_every == 2
     assert with_steps(TrainConfig(steps=7), 100) == TrainConfig(steps=7)
-    with pytest.raises(RecipeError, match="the 31 training examples do not fill one batch of train.batch_size=32"):
+    with pytest.raises(RecipeError, match=r"the 31 training examples do not fill one batch of train\.batch_size=32"):
         with_steps(config, 31)
     with pytest.raises(RecipeError, match=r"warmup_steps=9 must be below the 9 steps of train.epochs"):
         with_steps(TrainConfig(epochs=3, warmup_steps=9), 100)
@@ -190,5 +190,5 @@ def test_epochs_become_steps():
 def test_options_of_the_task_are_checked(table):
     wrong = values(table)
     wrong["task"]["options"] = {"horizn": 4}
-    with pytest.raises(RecipeError, match=r"task.options.horizn: forecasting/csv has no such"):
+    with pytest.raises(RecipeError, match=r"task\.options\.horizn: forecasting/csv has no such"):
         run("unused", recipe_from_dict(wrong))
