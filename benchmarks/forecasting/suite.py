@@ -90,7 +90,7 @@ def table(results: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {recipe.replace('_', ', ')} | {variant.removesuffix('_forecaster')} | {_mean(mse)} | {_mean(mae)} "
             f"| {shown} | {by} | {naive['repeat_last']:.3f} / {season} "
-            f"| {', '.join(str(result['steps']) for result in mine)} | {', '.join(str(result['seed']) for result in mine)} |"
+            f"| {_listed(mine, 'steps')} | {_listed(mine, 'seed')} |"
         )
     if results:
         environment = results[-1]["environment"]
@@ -102,6 +102,10 @@ def table(results: list[dict[str, Any]]) -> str:
 def _order(recipe: str, variant: str) -> tuple[str, int, str]:
     data, _, horizon = recipe.rpartition("_")
     return data, int(horizon), "" if variant == "itransformer_forecaster" else variant
+
+
+def _listed(results: list[dict[str, Any]], key: str) -> str:
+    return ", ".join(str(result[key]) for result in results)
 
 
 def _mean(values: list[float]) -> str:
