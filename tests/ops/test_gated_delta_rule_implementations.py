@@ -230,21 +230,22 @@ def test_chunk_size_does_not_matter(chunk_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["xla_chunked", "xla_sequential", "xla"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 63, 130, 517])
-def test_every_gradient_everywhere(implementation, gated, reverse, length):
+@pytest.mark.parametrize("length", [2, 31, 33, 64, 130, 517])
+def test_every_gradient_everywhere(gated, reverse, length):
     """The chunks that the platform chooses, widths of which none is like another."""
     given = operands(length, seed=length, gated=gated, widths=(12, 20))
     options = {"chunk_size": None, "reverse": reverse}
     for given_marks in ({}, marks(length)):
         arrays = given, cotangents(given), given_marks
-        expected = exact(*arrays, **options)
-        with jax.enable_x64(True):
-            assert_same(with_gradients(implementation, **options)(*arrays), expected, 1e-10)
         single = *cast(arrays[:2], jnp.float32), given_marks
-        assert_same(with_gradients(implementation, **options)(*single), exact(*single, **options), 2e-6)
+        for implementation in ("xla_chunked", "xla_sequential"):
+            assert_same(with_gradients(implementation, **options)(*single), exact(*single, **options), 2e-6)
+        with jax.enable_x64(True):
+            found = with_gradients("xla", **options)(*arrays)
+        assert_same(found, exact(*arrays, **options), 1e-10)
+    jax.clear_caches()  # one process may hold so many programs only
 
 
 # --- numbers
