@@ -26,7 +26,8 @@ def test_call_and_step():
     x = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
     mask = np.arange(5) < np.array([[5], [3]])
     y, state = layer(x, mask=mask, state=layer.init_state(2), return_state=True)
-    np.testing.assert_array_equal(y, causal_conv1d(x, layer.kernel[...], layer.bias[...], activation=None, mask=mask))
+    expected = causal_conv1d(x, layer.kernel[...], layer.bias[...], activation=None, mask=mask)
+    np.testing.assert_allclose(y, expected, atol=1e-6)
     np.testing.assert_array_equal(state[:, 0], [x[0, 4], x[1, 2]])
     y_t, _ = layer.step(x[:, 0], state)
     np.testing.assert_allclose(y_t, layer(x[:, :1], state=state)[:, 0], atol=1e-6)
@@ -60,7 +61,7 @@ def test_several_are_each_by_itself():
     for i, (layer, x) in enumerate(zip(layers.each, arrays, strict=True)):
         assert layer.activation == ("silu", None)[i]
         y, state = layer(x, mask=mask, return_state=True)
-        np.testing.assert_array_equal(ys[i], y)
+        np.testing.assert_allclose(ys[i], y, atol=1e-6)
         np.testing.assert_array_equal(states[i], state)
         for one, other in zip((stepped[0][i], stepped[1][i]), layer.step(x[:, 0], state), strict=True):
             np.testing.assert_array_equal(one, other)

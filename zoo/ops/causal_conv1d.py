@@ -229,6 +229,7 @@ def _before_activation(x, w, b, state, runs, reverse):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnums=(6, 7))  # traced once for all layers of a model
 def _xla(x, w, b, state, mask, runs, activation, reverse):
     y = _before_activation(_real(x, mask).astype(_wide(x)), w, b, state, runs, reverse)
     return _real(_activate(y, activation), mask).astype(x.dtype)
@@ -238,6 +239,7 @@ def _xla_forward(x, w, b, state, mask, runs, activation, reverse):
     return _xla(x, w, b, state, mask, runs, activation, reverse), (x, w, b, state, mask, runs)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _xla_backward(activation, reverse, saved, dy):
     x, w, b, state, mask, runs = saved
     dtype, length, size = _wide(x), x.shape[1], w.shape[0]

@@ -35,6 +35,7 @@ def token(now: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     return dot("bhk,bhkv->bhv", q * options.scale, state).astype(now.v.dtype), state
 
 
+@functools.partial(jax.jit, static_argnames=("options",))  # traced once for all layers of a model
 def forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """The output [B, T, HV, V] in the dtype of v, and the state after the last token."""
 

@@ -23,6 +23,7 @@ def token(now: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     return y.astype(now.v.dtype), state
 
 
+@functools.partial(jax.jit, static_argnames=("options",))  # traced once for all layers of a model
 def forward(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """The output [B, T, H, V] in the dtype of v, and the state after the last token."""
     length, tokens = problem.v.shape[1], (problem._replace(state=None), marks)
