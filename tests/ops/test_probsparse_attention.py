@@ -39,7 +39,7 @@ def ragged_mask(length=T):
     """All real, padding on the right, on the left and in a hole, none real."""
     mask = np.ones((B, length), bool)
     mask[1, length * 2 // 3 :] = False
-    mask[2, [0, 1, length // 2]] = False
+    mask[2, [0, min(1, length - 1), length // 2]] = False
     mask[3] = False
     return mask
 
@@ -357,7 +357,7 @@ def test_equals_reference_in_bfloat16(causal):
 @DIRECTIONS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("length", [1, 2, 3, 8, 63, 129])
+@pytest.mark.parametrize("length", [1, 2, 8, 129])
 @pytest.mark.parametrize("factor", [1, 5])
 def test_equals_reference_everywhere(sample, causal, masked, dtype, length, factor):
     compare_with_reference(length, masked, dtype, sample=sample, causal=causal, factor=factor)
