@@ -238,7 +238,11 @@ def test_vmap_is_a_loop():
 @pytest.mark.slow
 @EVERY_KIND
 def test_no_drift_over_long_sequences(kind):
-    """65,536 tokens in float32, with decays close to 1 (and without: a sum of as many terms), against float64."""
+    """65,536 tokens in float32, with decays close to 1 (and without: a sum of as many terms), against float64.
+
+    A constant decay is rounded the same way in every token. That does not grow with T, but with what is remembered:
+    2**-25 of the state for each of 2,750 tokens, in every form.
+    """
     arrays = operands(kind, 65536)
     arrays[3] = None if kind == "none" else np.random.default_rng(0).uniform(-1e-3, 0, arrays[3].shape)
     arrays = cast(arrays, jnp.float32)
@@ -250,7 +254,8 @@ def test_no_drift_over_long_sequences(kind):
     with jax.enable_x64(True):
         expected = jax.jit(functools.partial(run, implementation="reference"))(cast(arrays, jnp.float64))
     for name in ("xla_sequential", "xla_chunked", "xla"):
-        assert_same(jax.jit(functools.partial(run, implementation=name))(arrays), expected, 1e-5)
+        found = jax.jit(functools.partial(run, implementation=name))(arrays)
+        assert_same(found, expected, 8e-5 if kind == "constant" else 1e-5)
 
 
 # --- cost
