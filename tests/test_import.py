@@ -26,7 +26,7 @@ MAY_USE = {
     "data": ("files", "registry"),
     "tasks": ("typing", "registry", "data"),
     "encoder": ("typing", "registry", "layers", "functional"),
-    "models": ("typing", "registry", "ops", "layers", "encoder"),
+    "models": ("typing", "registry", "ops", "layers", "mixers", "encoder"),
     "factory": ("typing", "registry", "encoder", "models"),
     "interop": ("typing", "registry", "factory", "functional"),
 }

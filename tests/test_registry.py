@@ -64,7 +64,8 @@ def test_every_file_registers_its_own_name_and_the_facts_that_are_read_from_it(f
     assert cls.__name__.lower() == found.name.rpartition("/")[2].replace("_", "")
     assert json.loads(json.dumps(found.to_dict()))["name"] == found.name
     assert found.title
-    assert found.kind == "task" or (found.time and found.memory and found.paper)
+    trained = "nothing to train" not in found.notes
+    assert found.kind == "task" or (found.time and found.memory and (found.paper or not trained))
 
 
 def test_every_source_file_of_the_three_folders_registers_something():
@@ -74,7 +75,9 @@ def test_every_source_file_of_the_three_folders_registers_something():
         for path in (ROOT / folder).rglob("*.py")
         if path.name != "__init__.py" and str(path) not in {found.path for found in list_specs()}
     }
-    assert silent <= {"tasks/base.py", "tasks/generated.py", "models/causal_lm.py", "models/sequence_classifier.py"}
+    shared = {"tasks/base.py", "tasks/generated.py", "tasks/series.py"}
+    around_mixers = {"models/causal_lm.py", "models/encoder_forecaster.py", "models/sequence_classifier.py"}
+    assert silent == shared | around_mixers
 
 
 def test_filters():

@@ -90,6 +90,12 @@ def test_shared_heads_are_repeated_heads():
     assert error(full(values()), shared(values())) <= 2e-6
 
 
+def test_other_initial_values():
+    for init, std in (("paper", 2**-2.5 * (2 / 512) ** 0.5), ("torch", (1 / 3 / 256) ** 0.5)):
+        layer = GLA(256, expand_k=1.0, init=init, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(np.std(layer.query.kernel[...]), std, rtol=0.03)
+
+
 def test_limits_of_the_decay():
     layer = make(clamp_min=-0.01, gate_normalizer=1.0)
     *_, decay = layer._heads((jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.ones((1, 8))), jnp.asarray([[-50.0, 0, 9, 50]]))
@@ -113,6 +119,7 @@ def test_errors_say_what_is_wrong():
         ({"num_kv_heads": 3}, "num_heads=2 is not a multiple of num_kv_heads=3"),
         ({"feature_map": "taylor"}, "feature_map='taylor' is not known"),
         ({"gate_rank": 0}, "gate_rank=0"),
+        ({"init": "xavier"}, "init='xavier' is not known; there are official, paper, torch"),
         ({"clamp_min": 1.0}, "clamp_min=1.0"),
     ):
         with pytest.raises(ValueError, match=message):

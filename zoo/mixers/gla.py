@@ -1,12 +1,13 @@
 """Gated linear attention: a memory whose key channels decay by gates of the input (Yang et al. 2023, 2312.06635)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.initializers import kernel_initializer
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConvs
 from zoo.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
@@ -15,6 +16,12 @@ from zoo.registry import register_mixer
 from zoo.typing import Array, Bool, DType, Float, Int
 
 _INIT_STD = 0.02
+GLAInit = Literal["official", "paper", "torch"]
+_INITIALIZERS: dict[str, nnx.Initializer] = {
+    "official": initializers.normal(_INIT_STD),
+    "paper": initializers.variance_scaling(2.0**-5, "fan_avg", "uniform"),
+    "torch": kernel_initializer("torch"),
+}
 _MAPS = tuple(name for name in FEATURE_MAPS if name not in ("dpfp", "taylor"))
 
 
@@ -95,7 +102,7 @@ class GLA(nnx.Module):
 
     The initial values are those of its language model: normal with standard deviation 0.02, biases zero, norms one. The
     paper's own code (berlino/gated_linear_attention) has Xavier's uniform with gain 2^-2.5, a bias of g, and a norm of
-    mean and variance without parameters: `kernel_init=initializers.variance_scaling(2**-5, "fan_avg", "uniform")` is
+    mean and variance without parameters: `init="paper"` is
     the first of these.
 
     Bidirectionally the outputs of a pass from the start and one from the end are averaged before the norm. As in ViG,
@@ -119,7 +126,8 @@ class GLA(nnx.Module):
       conv_size: their taps.
       conv_bias: their biases.
       chunk_size: tokens per chunk; speed and memory only.
-      kernel_init: initialiser of all maps; None for normal with standard deviation 0.02.
+      init: of all maps: "official", normal with standard deviation 0.02; "paper", see above; or "torch", PyTorch's
+        default of linear layers.
       causal: position t sees positions <= t only; allows `state`, `step`.
       dropout: rate, on the output of the layer.
       implementation: of the op, "xla", "xla_sequential", "xla_chunked", "reference" or None.
@@ -153,7 +161,7 @@ class GLA(nnx.Module):
         conv_size: int = 4,
         conv_bias: bool = False,
         chunk_size: int | None = None,
-        kernel_init: nnx.Initializer | None = None,
+        init: GLAInit = "official",
         causal: bool = False,
         dropout: float = 0.0,
         implementation: str | None = None,
@@ -172,6 +180,8 @@ class GLA(nnx.Module):
             raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={num_kv_heads}.")
         if feature_map is not None and feature_map not in _MAPS:
             raise ValueError(f"feature_map={feature_map!r} is not known; there are {', '.join(_MAPS)}, None.")
+        if init not in _INITIALIZERS:
+            raise ValueError(f"init={init!r} is not known; there are {', '.join(_INITIALIZERS)}.")
         if gate_rank < 1 or gate_normalizer <= 0 or (clamp_min is not None and clamp_min > 0):
             raise ValueError(
                 f"gate_rank={gate_rank} and gate_normalizer={gate_normalizer} must be positive, clamp_min={clamp_min} "
@@ -183,7 +193,7 @@ class GLA(nnx.Module):
         self.gate_normalizer, self.clamp_min = gate_normalizer, clamp_min
         self.feature_map: FeatureMap | None = feature_map
         self.chunk_size, self.implementation = chunk_size, implementation
-        kernel_init = kernel_init or initializers.normal(_INIT_STD)
+        kernel_init = _INITIALIZERS[init]
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         widths = (key_width, self.key_width * shared, self.value_width * shared)
 
