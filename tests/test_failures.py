@@ -82,6 +82,7 @@ class Case:
       code: the exit code, or the class of the exception.
       prepare: makes the circumstances.
       goes_on: the command succeeds all the same, and says this on the way.
+      slow: whether bringing it about takes half a minute.
     """
 
     what: str
@@ -89,6 +90,7 @@ class Case:
     code: int | str
     prepare: Callable[[Place], Any] = lambda place: None
     goes_on: bool = False
+    slow: bool = False
 
 
 def flip(path: Path) -> None:
@@ -330,7 +332,7 @@ CASES = {
     ],
     "While it runs": [
         Case("an update that does not fit the memory", f"train {SMOKE} --data-dir data train.batch_size=512", 1,
-             small_memory),
+             small_memory, slow=True),
         Case("a loss that is not finite", TOY, 1,
              lambda place: place.toy(lr=1e30, schedule="constant", warmup_steps=0)),
         Case("SIGINT (Ctrl-C)", TOY, 130, lambda place: told(place, signal.SIGINT)),
@@ -439,7 +441,9 @@ def page(rows: dict[str, str]) -> str:
 # What Orbax had still to write when the disk was full complains when it is collected.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("toy", "compilation_cache")
-@pytest.mark.parametrize("case", ALL, ids=slug)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=slug(case), marks=[pytest.mark.slow] if case.slow else []) for case in ALL]
+)
 def test_what_is_said(case, tmp_path, said):
     code, message = provoke(case, tmp_path)
     assert code == case.code, message

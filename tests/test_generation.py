@@ -21,7 +21,12 @@ CONFIG = EncoderConfig(
 )
 PROMPT = jnp.asarray(np.random.default_rng(0).integers(0, V, (3, T)))
 KEY = jax.random.key(3)
-DECODE = [spec.name for spec in registry.list_specs(kind="mixer", causal=True, decode=True)]
+# The contract holds the steps of every mixer to its parallel form; here a cache and two kinds of state stand for all.
+SOME = ("softmax", "flowformer", "mamba")
+DECODE = [
+    spec.name if spec.name in SOME else pytest.param(spec.name, marks=pytest.mark.slow)
+    for spec in registry.list_specs(kind="mixer", causal=True, decode=True)
+]
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

@@ -21,7 +21,12 @@ CONFIG = EncoderConfig(
     d_model=16, num_layers=2, num_heads=2, d_ff=16, vocab_size=V, max_len=12, norm_kind="rms", positions="none"
 )
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, T)))
-DECODE = [spec.name for spec in registry.list_specs(kind="mixer", causal=True, decode=True)]
+# The contract holds the steps of every mixer to its parallel form; here a cache and two kinds of state stand for all.
+SOME = ("softmax", "flowformer", "mamba")
+DECODE = [
+    spec.name if spec.name in SOME else pytest.param(spec.name, marks=pytest.mark.slow)
+    for spec in registry.list_specs(kind="mixer", causal=True, decode=True)
+]
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

@@ -63,7 +63,9 @@ def settings(batch_size, accumulate, max_len, rows=1):
     return {"batch_size": batch_size, "accumulate": accumulate, "max_len": max_len, "rows": rows}
 
 
-@pytest.mark.parametrize(("variant", "share"), [("toy_mean", 0.7), ("softmax", 0.45)])
+@pytest.mark.parametrize(
+    ("variant", "share"), [("toy_mean", 0.7), pytest.param("softmax", 0.45, marks=pytest.mark.slow)]
+)
 def test_what_is_advised_fits_and_little_more_would_not(toy, variant, share):
     batch_size, accumulate, max_len = present = PRESENT[variant]
     plan = planner(variant)

@@ -41,6 +41,7 @@ class Bag(nnx.Module):
 TASK: Any = SimpleNamespace(
     sums=functools.partial(ClassificationTask.sums, None),  # pyright: ignore[reportArgumentType]
     weights=functools.partial(ClassificationTask.weights, None),  # pyright: ignore[reportArgumentType]
+    arguments=functools.partial(ClassificationTask.arguments, None),  # pyright: ignore[reportArgumentType]
 )
 
 
@@ -187,6 +188,7 @@ class Next(nnx.Module):
 
 
 TOKEN_TASK: Any = SimpleNamespace(weights=functools.partial(TokenTask.weights, None))  # pyright: ignore[reportArgumentType]
+TOKEN_TASK.arguments = TASK.arguments
 TOKEN_TASK.sums = functools.partial(TokenTask.sums, TOKEN_TASK)
 
 

@@ -10,6 +10,7 @@ STRESS = str(Path(__file__).resolve().parents[1] / "stress.py")
 SAME = "the two runs are the same to the bit, and nothing is left over"
 
 
+@pytest.mark.slow
 def test_a_few_kills(run_python, tmp_path):
     done = run_python(STRESS, "--kills", "3", "--steps", "12", "--keep", str(tmp_path / "runs"), check=False)
     assert done.returncode == 0, done.stdout + done.stderr
