@@ -198,10 +198,13 @@ def test_initial_values_are_pytorchs():
     "options",
     [
         {},
-        {"stack": (3, 2, 1), "distil": True},
-        {"distil": False, "num_layers": 3, "decoder_layers": 2, "label_len": 0},
+        pytest.param({"stack": (3, 2, 1), "distil": True}, marks=pytest.mark.slow),
+        pytest.param({"distil": False, "num_layers": 3, "decoder_layers": 2, "label_len": 0}, marks=pytest.mark.slow),
         {"num_marks": 0, "label_len": L, "sample": "shared"},
-        {"time_embedding": "learned", "selection": "causal", "causal_context": "mean", "mix": False},
+        pytest.param(
+            {"time_embedding": "learned", "selection": "causal", "causal_context": "mean", "mix": False},
+            marks=pytest.mark.slow,
+        ),
         {"time_embedding": "fixed"},
     ],
     ids=str,
@@ -278,7 +281,7 @@ def test_mode_of_the_module_decides():
         jax.eval_shape(lambda x: model(x, marks=marks), x)
 
 
-@pytest.mark.parametrize("options", [{}, {"time_embedding": "learned"}], ids=str)
+@pytest.mark.parametrize("options", [{}, pytest.param({"time_embedding": "learned"}, marks=pytest.mark.slow)], ids=str)
 def test_gradients_reach_every_parameter(options):
     x, marks = inputs()
     made, (params, rest) = functional(**options), variables(options)
