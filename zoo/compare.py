@@ -204,7 +204,9 @@ def _plot(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], pat
     from matplotlib import pyplot as plt
 
     names = [row["variant"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(4 + 2.4 * len(rows), 4.2), layout="constrained")
+    many = len(rows) > 5  # side by side they would become a ribbon
+    size = (3 + 0.8 * len(rows), 11) if many else (4 + 2.4 * len(rows), 4.2)
+    figure, axes = plt.subplots(3 if many else 1, 1 if many else 3, figsize=size, layout="constrained")
     colors = [f"C{index}" for index in range(len(rows))]
     metric = _metric(results[0])
     title, scale, _ = _shown(metric)
