@@ -217,5 +217,5 @@ def _times_after(last: np.datetime64, step: int | None, count: int) -> np.ndarra
     if not step or step < _MONTH:
         return last + steps * np.timedelta64(step or 0, "s")
     month = last.astype("datetime64[M]")
-    months = month + steps * round(step / (30.44 * 86400))
+    months = month + steps * np.timedelta64(round(step / (30.44 * 86400)), "M")
     return months.astype("datetime64[s]") + (last - month.astype("datetime64[s]"))

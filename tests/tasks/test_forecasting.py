@@ -74,7 +74,7 @@ def write(folder, rows=60, name="own.csv", columns="ab", times=True):
     lines = [",".join([*(["date"] if times else []), *columns, "c"])]
     for hour in range(rows):
         values = [np.sin(2 * np.pi * hour / 24 + index) + 0.01 * hour for index in range(len(columns))]
-        stamp = [str(np.datetime64("2020-01-01T00") + hour).replace("T", " ")] if times else []
+        stamp = [str(np.datetime64("2020-01-01T00") + np.timedelta64(hour, "h")).replace("T", " ")] if times else []
         lines.append(",".join([*stamp, *map(repr, map(float, values)), "7.5"]))
     path = folder / name
     path.write_text("\n".join(lines) + "\n")

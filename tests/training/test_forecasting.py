@@ -23,7 +23,7 @@ def write(path, rows=ROWS, start="2020-01-01T00"):
         writer.writerow(["date", "a", "b"])
         for hour in range(rows):
             phase = 2 * np.pi * hour / 24
-            stamp = str(np.datetime64(start) + hour).replace("T", " ")
+            stamp = str(np.datetime64(start) + np.timedelta64(hour, "h")).replace("T", " ")
             writer.writerow([stamp, 5 + np.sin(phase), 100 * np.cos(phase)])
     return path
 
