@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, DType, Float, Int, Num
 
@@ -83,7 +84,7 @@ class Embedding(nnx.Module):
             raise ValueError(f"unknown positions {positions!r}; there are sinusoidal, learned, none.")
         if cls_token:
             self.cls = nnx.Param(jnp.zeros((d_model,), param_dtype))
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import KernelInit, bias_initializer, kernel_initializer
 from zoo.typing import Array, DType, Float
 
@@ -73,7 +74,7 @@ class FeedForward(nnx.Module):
         self.up = linear(d_model, d_ff)
         self.gate = linear(d_model, d_ff) if gated else None
         self.down = linear(d_ff, d_model)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self, x: Float[Array, "... D"], *, deterministic: bool | None = None, rngs: nnx.Rngs | None = None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConvs
@@ -177,7 +178,7 @@ class DeltaNet(nnx.Module):
         self.backward_direction = None if causal else direction()
         self.norm = nnx.RMSNorm(self.value_width, epsilon=norm_eps, **dtypes, rngs=rngs)
         self.out = linear(d_model, value_width)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.projections import HeadProjections
 from zoo.layers.shapes import check_shapes
 from zoo.ops.flow_attention import FlowState, flow_attention, flow_attention_init, flow_attention_step
@@ -111,7 +112,7 @@ class Flowformer(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.feature_map: FeatureMap = feature_map
         self.source_clamp = source_clamp
         self.competition_axis: CompetitionAxis = competition_axis

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer, time_step_bias
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConvs
@@ -195,7 +196,7 @@ class GatedDeltaNet(nnx.Module):
         self.backward_direction = None if causal else direction()
         self.norm = nnx.RMSNorm(d_value, epsilon=norm_eps, **dtypes, rngs=rngs)
         self.out = linear(d_model, widths[2])
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

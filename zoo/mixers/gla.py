@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConvs
@@ -219,7 +220,7 @@ class GLA(nnx.Module):
         self.backward_direction = None if causal else direction()
         self.norm = nnx.RMSNorm(self.value_width, epsilon=norm_eps, use_scale=norm_affine, **dtypes, rngs=rngs)
         self.out = linear(value_width, d_model)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

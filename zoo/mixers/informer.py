@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.projections import HeadProjections
 from zoo.layers.shapes import check_shapes
 from zoo.ops.probsparse_attention import CausalContext, Sample, Selection, probsparse_attention
@@ -118,7 +119,7 @@ class Informer(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

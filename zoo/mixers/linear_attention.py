@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import bias_initializer, kernel_initializer
 from zoo.layers.projections import HeadProjections
 from zoo.layers.shapes import check_shapes
@@ -110,7 +111,7 @@ class LinearAttention(nnx.Module):
         )
         width = self.projections.d_head
         self.norm = nnx.RMSNorm(width, epsilon=norm_eps, **dtypes, rngs=rngs) if output_norm else None
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer, time_step_bias
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConv
@@ -262,7 +263,7 @@ class Mamba(nnx.Module):
             **dtypes,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

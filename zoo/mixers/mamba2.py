@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer, time_step_bias
 from zoo.layers.shapes import check_shapes
 from zoo.layers.short_conv import ShortConv
@@ -281,7 +282,7 @@ class Mamba2(nnx.Module):
             **dtypes,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.projections import HeadProjections
 from zoo.layers.shapes import check_shapes
 from zoo.ops.nystrom_attention import Landmarks, PinvInit, check_options, nystrom_attention
@@ -117,7 +118,7 @@ class Nystromformer(nnx.Module):
             self.conv_kernel = nnx.data(None)
         else:
             self.conv_kernel = nnx.Param(conv_init(rngs.params(), (conv_kernel_size, num_heads), param_dtype))
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

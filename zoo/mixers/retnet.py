@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.rotary import rotate
 from zoo.layers.shapes import check_shapes
 from zoo.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
@@ -133,7 +134,7 @@ class RetNet(nnx.Module):
         self.value = linear(d_model, value_width, _SMALL)
         self.gate = linear(d_model, value_width, _SMALL)
         self.out = linear(value_width, d_model, _PLAIN)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.projections import HeadProjections
 from zoo.layers.shapes import check_shapes
 from zoo.ops.softmax_attention import softmax_attention
@@ -122,8 +123,8 @@ class Softmax(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.attention_dropout = nnx.Dropout(attention_dropout)
-        self.dropout = nnx.Dropout(dropout)
+        self.attention_dropout = Dropout(attention_dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(
         self,

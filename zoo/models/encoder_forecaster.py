@@ -8,6 +8,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.encoder import EncoderConfig, make_layers, make_norm, run_layers
+from zoo.layers.dropout import Dropout
 from zoo.layers.embeddings import sinusoidal_table
 from zoo.layers.feed_forward import activation_function
 from zoo.layers.initializers import bias_initializer, kernel_initializer
@@ -71,7 +72,7 @@ class EncoderForecaster(nnx.Module):
         self.embedding = linear(num_variates + num_marks, config.d_model)
         if config.positions == "learned":
             self.position = nnx.Param(initializers.normal(0.02)(rngs.params(), (lookback, config.d_model), param_dtype))
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = make_layers(config, rngs=rngs)
         self.norm = make_norm(config, rngs) if config.norm == "pre" else None
         self.time = TimeLinear(

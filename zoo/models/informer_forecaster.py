@@ -13,6 +13,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.layers.distilling import Distil, circular_conv
+from zoo.layers.dropout import Dropout
 from zoo.layers.embeddings import sinusoidal_table
 from zoo.layers.feed_forward import Activation, FeedForward
 from zoo.layers.initializers import bias_initializer, kernel_initializer
@@ -141,7 +142,7 @@ class InformerForecaster(nnx.Module):
         self.projection = nnx.Linear(
             d_model, num_variates, kernel_init=_TORCH, bias_init=bias_initializer("torch", d_model), **common
         )
-        self.dropout = nnx.Dropout(dropout)  # knows the mode; the parts have their own
+        self.dropout = Dropout(dropout)  # knows the mode; the parts have their own
 
     def __call__(
         self,
@@ -235,7 +236,7 @@ class SeriesEmbedding(nnx.Module):
         self.values = circular_conv(num_variates, d_model, he, **common)
         self.time = TimeEmbedding(d_model, num_marks, kind=kind, **common) if num_marks else None
         self.d_model = d_model
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(self, x: Float[Array, "B T N"], marks: Float[Array, "B T M"] | None, **flags: Any) -> Array:
         """Vectors [B, T, D] of the steps of `x`."""
@@ -318,7 +319,7 @@ class CrossAttention(nnx.Module):
             d_model, num_heads, kernel_init=_TORCH, bias_init=bias_initializer("torch", d_model), **common
         )
         self.rate = dropout
-        self.dropout = nnx.Dropout(output_dropout)
+        self.dropout = Dropout(output_dropout)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.nnx.nn import initializers
 
 from zoo.encoder import EncoderConfig, Remat, make_layers, make_norm, run_layers
+from zoo.layers.dropout import Dropout
 from zoo.layers.embeddings import Inputs
 from zoo.layers.feed_forward import Activation
 from zoo.layers.initializers import KernelInit, bias_initializer, kernel_initializer
@@ -151,7 +152,7 @@ class ITransformer(nnx.Module):
             cls_token=pooling == "cls",
         )
         self._make_embedding(d_token, rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = make_layers(config, rngs=rngs)
         self.norm = make_norm(config, rngs)
         self.hidden, self.logits = make_head(config, num_classes, head_dim, rngs=rngs)

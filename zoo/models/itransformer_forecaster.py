@@ -8,6 +8,7 @@ from flax import nnx
 
 from zoo import registry
 from zoo.encoder import EncoderConfig, Remat, make_layers, make_norm, run_layers
+from zoo.layers.dropout import Dropout
 from zoo.layers.feed_forward import Activation
 from zoo.layers.initializers import bias_initializer, kernel_initializer
 from zoo.layers.series import SeriesSizes, standardize
@@ -129,7 +130,7 @@ class ITransformerForecaster(nnx.Module):
             )
 
         self.embedding = linear(lookback, d_model)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = make_layers(config, rngs=rngs)
         self.norm = make_norm(config, rngs)
         self.projection = linear(d_model, horizon, preferred_element_type=jnp.float32)

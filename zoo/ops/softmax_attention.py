@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.ops.dispatch import select
+from zoo.ops.dropout import draw_kept, kept_scale
 from zoo.typing import Array, Bool, Float, PRNGKeyArray
 
 # The plain path keeps the float32 weights, 4 B H T S bytes. Above this many the default is the chunked path; on a CPU
@@ -144,16 +145,12 @@ def _weights(scores: Array, allowed: Array | None) -> Array:
 def _drop(weights: Array, positions: Array, dropout: float, dropout_key: Array) -> Array:
     """Inverted dropout of [B, H, T, S] weights, each query's row from its own key."""
     batch, heads, _, keys = weights.shape
-    # Drawing dominates the cost on a CPU, so two weights share one 32-bit word. The rate is met to 1 in 2**16.
-    threshold = round((1.0 - dropout) * 2**16)
 
     def row(t: Array) -> Array:
-        words = jax.random.bits(jax.random.fold_in(dropout_key, t), (batch, heads, -(-keys // 2)), jnp.uint32)
-        halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(batch, heads, -1)
-        return halves[..., :keys] < threshold
+        return draw_kept(jax.random.fold_in(dropout_key, t), (batch, heads, keys), dropout)
 
     kept = jax.vmap(row, out_axes=2)(positions)
-    return jnp.where(kept, weights * (2**16 / max(threshold, 1)), 0)
+    return jnp.where(kept, weights * kept_scale(dropout), 0)
 
 
 def _rows(
