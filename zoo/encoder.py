@@ -45,7 +45,8 @@ class BodyConfig:
       norm: "pre" (before each part, and one at the end) or "post" (after each residual sum).
       norm_kind: "layer" (LayerNorm) or "rms" (RMSNorm, Zhang & Sennrich 2019, arXiv:1910.07467: no mean, no bias).
       norm_eps: added to the variance, or to the mean square.
-      positions: "sinusoidal", "learned" or "none".
+      positions: "sinusoidal", "learned", "axial" (a vector for the row and one for the column) or "none".
+      position_shape: of axial positions, the lengths of the grid's axes; see `zoo.layers.embeddings.Embedding`.
       embedding_std: of the token table's initial values.
       dropout: rate after the embedding, the mixer, and in the feed-forward layer.
       attention_dropout: rate on attention weights, for mixers that have any; None for `dropout`.
@@ -67,6 +68,7 @@ class BodyConfig:
     norm_kind: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     positions: Positions = "sinusoidal"
+    position_shape: tuple[int, ...] | None = None
     embedding_std: float = 1.0
     dropout: float = 0.0
     attention_dropout: float | None = None
@@ -257,6 +259,7 @@ class Encoder(nnx.Module):
             inputs=config.inputs,
             vocab_size=config.vocab_size,
             positions=config.positions,
+            position_shape=config.position_shape,
             cls_token=config.cls_token,
             embedding_std=config.embedding_std,
             dropout=config.dropout,

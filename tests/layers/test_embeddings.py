@@ -105,7 +105,7 @@ def test_wrong_inputs_say_which_axis(inputs, message):
         ({"vocab_size": None}, r"inputs='tokens' needs vocab_size >= 1, got None"),
         ({"vocab_size": 0}, r"needs vocab_size >= 1, got 0"),
         ({"inputs": "pixels"}, r"unknown inputs 'pixels'; there are tokens, scalars"),
-        ({"positions": "rotary"}, r"unknown positions 'rotary'; there are sinusoidal, learned, none"),
+        ({"positions": "rotary"}, r"unknown positions 'rotary'; there are sinusoidal, learned, axial, none"),
     ],
 )
 def test_wrong_options_say_what_there_is(options, message):

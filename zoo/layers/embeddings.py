@@ -1,5 +1,7 @@
 """From tokens or scalars to vectors, and where they stand."""
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -7,11 +9,12 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.layers.axial_positions import AxialPositions, square_grid
 from zoo.layers.dropout import Dropout
 from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, DType, Float, Int, Num
 
-Positions = Literal["sinusoidal", "learned", "none"]
+Positions = Literal["sinusoidal", "learned", "axial", "none"]
 Inputs = Literal["tokens", "scalars"]
 
 
@@ -33,16 +36,20 @@ class Embedding(nnx.Module):
       max_len: longest sequence, the CLS vector not counted.
       inputs: "tokens" (integers [B, T]) or "scalars" (reals [B, T]).
       vocab_size: number of token ids; needed for tokens.
-      positions: "sinusoidal" (fixed), "learned" or "none".
+      positions: "sinusoidal" (fixed), "learned", "axial" (learned, the sum of a vector for each axis of a grid that the
+        sequence is laid out on by rows) or "none".
+      position_shape: of that grid; None for one of two axes, as wide as the square root of the sequence's length,
+        rounded up.
       cls_token: put a learned vector, initially zero, in front: T becomes T + 1.
       embedding_std: standard deviation of the token table.
-      position_std: standard deviation of learned positions.
+      position_std: standard deviation of learned positions; None for 0.02, and for 1 (as in `axial-attention`) where
+        they are axial.
       dropout: rate, at the end.
       dtype, param_dtype: of computation and parameters.
       rngs: for the initial parameters.
 
     Raises:
-      ValueError: tokens without `vocab_size`, or an unknown choice.
+      ValueError: tokens without `vocab_size`, an unknown choice, or a grid that is too small or that nothing asks for.
     """
 
     def __init__(
@@ -53,9 +60,10 @@ class Embedding(nnx.Module):
         inputs: Inputs = "tokens",
         vocab_size: int | None = None,
         positions: Positions = "sinusoidal",
+        position_shape: Sequence[int] | None = None,
         cls_token: bool = False,
         embedding_std: float = 1.0,
-        position_std: float = 0.02,
+        position_std: float | None = None,
         dropout: float = 0.0,
         dtype: DType | None = None,
         param_dtype: DType = jnp.float32,
@@ -77,11 +85,19 @@ class Embedding(nnx.Module):
         else:
             raise ValueError(f"unknown inputs {inputs!r}; there are tokens, scalars.")
         length = max_len + cls_token
+        if position_shape is not None and positions != "axial":
+            raise ValueError(f"position_shape={position_shape} is for positions 'axial', not {positions!r}.")
         if positions == "learned":
-            init = initializers.normal(position_std)
+            init = initializers.normal(0.02 if position_std is None else position_std)
             self.position = nnx.Param(init(rngs.params(), (length, d_model), param_dtype))
+        elif positions == "axial":
+            shape = square_grid(length) if position_shape is None else tuple(position_shape)
+            if math.prod(shape) < length:
+                raise ValueError(f"position_shape={shape} has fewer than the {length} places of a sequence.")
+            std = 1.0 if position_std is None else position_std
+            self.position = AxialPositions(shape, d_model, std=std, param_dtype=param_dtype, rngs=rngs)
         elif positions not in ("sinusoidal", "none"):
-            raise ValueError(f"unknown positions {positions!r}; there are sinusoidal, learned, none.")
+            raise ValueError(f"unknown positions {positions!r}; there are sinusoidal, learned, axial, none.")
         if cls_token:
             self.cls = nnx.Param(jnp.zeros((d_model,), param_dtype))
         self.dropout = Dropout(dropout)
@@ -116,8 +132,11 @@ class Embedding(nnx.Module):
         if self.positions != "none":
             # The sinusoidal table is a constant of the trace, not data of the module: it enters no checkpoint.
             size = length if places is None else self.max_len
-            learned = self.positions == "learned"
-            table = self.position[:size] if learned else jnp.asarray(sinusoidal_table(size, self.d_model))
+            if self.positions == "sinusoidal":
+                table = jnp.asarray(sinusoidal_table(size, self.d_model))
+            else:
+                position = self.position
+                table = position.rows(size) if isinstance(position, AxialPositions) else position[:size]
             table = table.astype(x.dtype)
             x = x + (table if places is None else table.at[places].get(mode="fill", fill_value=jnp.nan))
         return self.dropout(x, deterministic=deterministic, rngs=rngs)

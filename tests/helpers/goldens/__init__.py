@@ -21,7 +21,7 @@ from closeness import error
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 COMPARISONS: list["Comparison"] = []
-MODULES = ("attention", "delta_rule", "deltanet", "forecasting", "informer", "layers", "mamba")
+MODULES = ("attention", "axial", "delta_rule", "deltanet", "forecasting", "informer", "layers", "mamba")
 # Of outputs and gradients of ops, and of layers and whole models: max|a - b| / max(1, max|b|) in float32.
 OP, MODEL = 2e-6, 1e-5
 
