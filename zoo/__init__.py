@@ -24,6 +24,7 @@ _EXPORTS = {
     "Mamba": "zoo.mixers.mamba",
     "Mamba2": "zoo.mixers.mamba2",
     "Nystromformer": "zoo.mixers.nystromformer",
+    "NystromformerEncoder": "zoo.models.nystromformer_encoder",
     "RetNet": "zoo.mixers.retnet",
     "SequenceClassifier": "zoo.models.sequence_classifier",
     "Softmax": "zoo.mixers.softmax",
@@ -35,10 +36,12 @@ _EXPORTS = {
     "get": "zoo.registry",
     "init_apply": "zoo.interop",
     "list_specs": "zoo.registry",
+    "load_pretrained": "zoo.weights",
     "load_run": "zoo.training.run",
     "register_mixer": "zoo.registry",
     "register_model": "zoo.registry",
     "register_task": "zoo.registry",
+    "save_pretrained": "zoo.weights",
     "spec": "zoo.registry",
     "to_linen": "zoo.interop",
 }
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from zoo.models.informer_forecaster import InformerForecaster as InformerForecaster
     from zoo.models.itransformer import ITransformer as ITransformer
     from zoo.models.itransformer_forecaster import ITransformerForecaster as ITransformerForecaster
+    from zoo.models.nystromformer_encoder import NystromformerEncoder as NystromformerEncoder
     from zoo.models.sequence_classifier import SequenceClassifier as SequenceClassifier
     from zoo.registry import Spec as Spec
     from zoo.registry import get as get
@@ -77,6 +81,8 @@ if TYPE_CHECKING:
     from zoo.registry import register_task as register_task
     from zoo.registry import spec as spec
     from zoo.training.run import load_run as load_run
+    from zoo.weights import load_pretrained as load_pretrained
+    from zoo.weights import save_pretrained as save_pretrained
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,7 @@ class BodyConfig:
       num_heads: H, for mixers that have heads.
       d_ff: F, inner width of the feed-forward layer; None for 4 D.
       ffn: "mlp", "glu" (gated) or "none" (mixer only).
+      ffn_bias: biases of the feed-forward layer.
       activation: of the feed-forward layer.
       norm: "pre" (before each part, and one at the end) or "post" (after each residual sum).
       norm_kind: "layer" (LayerNorm) or "rms" (RMSNorm, Zhang & Sennrich 2019, arXiv:1910.07467: no mean, no bias).
@@ -63,6 +64,7 @@ class BodyConfig:
     num_heads: int = 4
     d_ff: int | None = None
     ffn: Literal["mlp", "glu", "none"] = "mlp"
+    ffn_bias: bool = True
     activation: Activation = "gelu"
     norm: Literal["pre", "post"] = "pre"
     norm_kind: Literal["layer", "rms"] = "layer"
@@ -170,6 +172,7 @@ class Block(nnx.Module):
                 config.d_model,
                 config.d_ff or 4 * config.d_model,
                 gated=config.ffn == "glu",
+                use_bias=config.ffn_bias,
                 activation=config.activation,
                 dropout=config.dropout,
                 kernel_init=config.kernel_init,

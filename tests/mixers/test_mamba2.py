@@ -48,9 +48,9 @@ def assert_close(found, expected, tolerance=2e-6):
 def test_published_language_model_in_pieces():
     """The whole is compared in tests/test_parity.py."""
     data = Arrays("mamba2_lm")
-    run, states, found = load_mamba2(data), None, []
+    model, state, found = load_mamba2(data), None, []
     for piece in np.split(data["in/input_ids"], [7, 20, 21, 22], axis=1):
-        logits, states = run(piece, states)
+        logits, state = model(piece, state=state, return_state=True)
         found.append(logits)
     assert_close(np.concatenate(found, 1), data["out/logits"], 1e-5)
 

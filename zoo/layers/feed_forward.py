@@ -38,6 +38,7 @@ class FeedForward(nnx.Module):
       d_model: D.
       d_ff: F, the inner width.
       gated: multiply the activated branch by a second linear branch.
+      use_bias: biases of the linear maps.
       activation: see `activation_function`.
       dropout: rate, after the activation and at the end.
       kernel_init: see `zoo.layers.initializers`.
@@ -51,6 +52,7 @@ class FeedForward(nnx.Module):
         d_ff: int,
         *,
         gated: bool = False,
+        use_bias: bool = True,
         activation: Activation = "gelu",
         dropout: float = 0.0,
         kernel_init: KernelInit = "lecun_normal",
@@ -64,6 +66,7 @@ class FeedForward(nnx.Module):
             return nnx.Linear(
                 d_in,
                 d_out,
+                use_bias=use_bias,
                 kernel_init=kernel_initializer(kernel_init),
                 bias_init=bias_initializer(kernel_init, d_in, feed_forward=True),
                 dtype=dtype,

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
-KernelInit = Literal["lecun_normal", "xavier_uniform", "torch"]
+KernelInit = Literal["lecun_normal", "xavier_uniform", "torch", "bert"]
 
 
 def kernel_initializer(name: KernelInit) -> nnx.Initializer:
     """Initialiser of a Linear kernel.
 
     "lecun_normal" is Flax's own default, "xavier_uniform" that of the original LRA code, "torch" that of
-    `torch.nn.Linear`: uniform within 1 / sqrt(fan_in), 1.73 times smaller than LeCun's.
+    `torch.nn.Linear`: uniform within 1 / sqrt(fan_in), 1.73 times smaller than LeCun's, "bert" BERT's and its kin's:
+    normal with deviation 0.02 at any width.
 
     Raises:
       ValueError: unknown name.
@@ -24,6 +25,7 @@ def kernel_initializer(name: KernelInit) -> nnx.Initializer:
         "lecun_normal": initializers.lecun_normal(),
         "xavier_uniform": initializers.xavier_uniform(),
         "torch": initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        "bert": initializers.normal(0.02),
     }
     if name not in table:
         raise ValueError(f"unknown kernel_init {name!r}; there are {', '.join(table)}.")

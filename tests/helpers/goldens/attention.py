@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import zoo
 from goldens import MODEL, OP, Found, comparison
+from zoo import weights
 from zoo.mixers.flowformer import Flowformer
-from zoo.mixers.nystromformer import Nystromformer
 from zoo.ops.flow_attention import flow_attention
 from zoo.ops.nystrom_attention import nystrom_attention
 from zoo.ops.probsparse_attention import probsparse_attention
@@ -30,47 +31,26 @@ def nystrom_op(arrays, implementation):
     yield Found("out/y", y, np.broadcast_to(mask[:, None], y.shape[:3]))
 
 
-def load_nystromformer(mixer, weights, prefix):
-    """Weights of one attention layer under the names of the published checkpoints."""
-    for name, ours in (("self.query", "query"), ("self.key", "key"), ("self.value", "value"), ("output.dense", "out")):
-        linear = getattr(mixer.projections, ours)
-        linear.kernel[...] = weights[f"{prefix}.{name}.weight"].T
-        linear.bias[...] = weights[f"{prefix}.{name}.bias"]
-    mixer.conv_kernel[...] = weights[f"{prefix}.self.conv.weight"][:, 0, :, 0].T
-
-
-@comparison("nystromformer_hf", "mixer `nystromformer` in the published encoder", MODEL)
+@comparison("nystromformer_hf", "`NystromformerEncoder`", MODEL)
 def nystromformer_hf(arrays, implementation):
-    meta, weights = arrays.meta, arrays.under("param/")
-
-    def norm(x, name):
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def dense(x, name):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    ids = arrays["in/input_ids"]
-    tables = [weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
-    x = norm(tables[0][ids] + tables[1][2 : ids.shape[1] + 2] + tables[2][0], "embeddings.LayerNorm")
-    mixer = Nystromformer(
-        meta["hidden_size"],
+    """The whole encoder of Hugging Face."""
+    del implementation  # the encoder takes the best
+    meta = arrays.meta
+    model = zoo.NystromformerEncoder(
+        vocab_size=meta["vocab_size"],
+        d_model=meta["hidden_size"],
+        num_layers=meta["num_hidden_layers"],
         num_heads=meta["num_attention_heads"],
+        d_ff=meta["intermediate_size"],
+        max_len=meta["max_position_embeddings"],
         num_landmarks=meta["num_landmarks"],
         conv_kernel_size=meta["conv_kernel_size"],
         pinv_init="global",
         landmarks="padded",
-        implementation=implementation,
         rngs=nnx.Rngs(0),
     )
-    for i in range(meta["num_hidden_layers"]):
-        layer = f"encoder.layer.{i}"
-        load_nystromformer(mixer, weights, f"{layer}.attention")
-        x = norm(x + np.asarray(call(mixer, jnp.asarray(x))), f"{layer}.attention.output.LayerNorm")
-        hidden = np.asarray(jax.nn.gelu(dense(x, f"{layer}.intermediate.dense"), approximate=True))
-        x = norm(x + dense(hidden, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
-    yield Found("out/last_hidden_state", x)
+    weights.load(model, arrays.under("param/"))
+    yield Found("out/last_hidden_state", call(model, jnp.asarray(arrays["in/input_ids"])))
 
 
 @comparison("flow_attention", "`flow_attention`", OP, ("xla", "reference"))
@@ -95,10 +75,7 @@ def flow_layer(arrays, implementation):
     np.testing.assert_array_equal(x, arrays["in/keys"])
     options = {"num_heads": meta["n_heads"], "causal": meta["causal"], "implementation": implementation}
     layer = Flowformer(meta["d_model"], **options, rngs=nnx.Rngs(0))
-    for name in ("query", "key", "value", "out"):
-        linear = getattr(layer.projections, name)
-        linear.kernel[...] = arrays[f"param/{name}_projection.weight"].T
-        linear.bias[...] = arrays[f"param/{name}_projection.bias"]
+    weights.load(layer, arrays.under("param/"))
     yield Found("out/y", call(layer, x))
 
 

@@ -2,8 +2,9 @@
 
 from flax import nnx
 
-from goldens import MODEL, comparison
+from goldens import MODEL, Found, comparison
 from goldens.layers import DIRECTIONS, whole_layer
+from zoo import weights
 from zoo.mixers.deltanet import DeltaNet
 from zoo.mixers.gated_deltanet import GatedDeltaNet
 
@@ -23,7 +24,8 @@ def names_of(causal, shared, per_direction):
 def deltanet_layer(arrays, _):
     options = {key: arrays.meta[key] for key in ("num_heads", "conv_size", "norm_eps")}
     layer = DeltaNet(arrays.meta["d_model"], **options, causal=True, rngs=nnx.Rngs(0))
-    yield from whole_layer(layer, names_of(True, COMMON, {"beta/kernel": "b_proj.weight"}), arrays)
+    weights.load(layer, arrays.under("param/"))
+    yield Found("out/y", nnx.jit(lambda layer, x: layer(x, deterministic=True))(layer, arrays["in/x"]))
 
 
 def options_of(arrays, direction):

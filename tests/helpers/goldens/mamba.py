@@ -1,18 +1,15 @@
-"""The published language models of Mamba and Mamba-2."""
+"""The published language models of Mamba and Mamba-2, their tensors read by `zoo.weights`."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from goldens import MODEL, Found, comparison
+from zoo import weights
 from zoo.encoder import EncoderConfig
-from zoo.mixers.mamba2 import Mamba2
 from zoo.models.causal_lm import CausalLM
 
-MAMBA_CONFIG = {
-    "mixer": "mamba",
-    "vocab_size": 64,
+IMPLEMENTATIONS = ("reference", "xla_sequential", "xla_chunked", "xla")
+CONFIG = {
     "d_model": 32,
     "num_layers": 2,
     "ffn": "none",
@@ -24,93 +21,40 @@ MAMBA_CONFIG = {
 }
 
 
-def load_mamba(arrays, implementation=None):
-    """Our model with the parameters of Hugging Face's MambaForCausalLM."""
-    options = {"d_state": 8, "dt_rank": 4, "implementation": implementation}
-    model = CausalLM(EncoderConfig(**MAMBA_CONFIG, mixer_options=options), tie_embeddings=True, rngs=nnx.Rngs(0))
-    param = arrays.under("param/")
-    np.testing.assert_array_equal(param["lm_head.weight"], param["backbone.embeddings.weight"])
-    model.encoder.embedding.table.embedding[...] = jnp.asarray(param["backbone.embeddings.weight"])
-    model.encoder.norm.scale[...] = jnp.asarray(param["backbone.norm_f.weight"])
-    for index, block in enumerate(model.encoder.layers):
-        at = f"backbone.layers.{index}."
-        block.mixer_norm.scale[...] = jnp.asarray(param[at + "norm.weight"])
-        mixer, ssm = block.mixer, block.mixer.ssm
-        for ours, name in (
-            (mixer.in_proj, "in_proj"),
-            (mixer.out_proj, "out_proj"),
-            (ssm.x_proj, "x_proj"),
-            (ssm.dt_proj, "dt_proj"),
-        ):
-            ours.kernel[...] = jnp.asarray(param[f"{at}mixer.{name}.weight"].T)
-        ssm.dt_bias[...] = jnp.asarray(param[at + "mixer.dt_proj.bias"])
-        ssm.conv.kernel[...] = jnp.asarray(param[at + "mixer.conv1d.weight"][:, 0].T)
-        ssm.conv.bias[...] = jnp.asarray(param[at + "mixer.conv1d.bias"])
-        ssm.A_log[...] = jnp.asarray(param[at + "mixer.A_log"])
-        ssm.D[...] = jnp.asarray(param[at + "mixer.D"])
+def load_lm(arrays, mixer, *, tie_embeddings, implementation=None, **options):
+    """Our model with the parameters of Hugging Face's, in evaluation mode."""
+    options["implementation"] = None if implementation == "xla" else implementation
+    config = EncoderConfig(mixer=mixer, mixer_options=options, vocab_size=arrays.meta["vocab_size"], **CONFIG)
+    model = CausalLM(config, tie_embeddings=tie_embeddings, rngs=nnx.Rngs(0))
+    weights.load(model, arrays.under("param/"), format="mamba-hf")
     model.eval()
     return model
 
 
-@comparison("mamba_lm", "language model of `mamba`", MODEL, ("reference", "xla_sequential", "xla_chunked", "xla"))
+def load_mamba(arrays, implementation=None):
+    """MambaForCausalLM."""
+    meta = arrays.meta
+    options = {"d_state": meta["state_size"], "dt_rank": meta["time_step_rank"], "implementation": implementation}
+    return load_lm(arrays, "mamba", tie_embeddings=True, **options)
+
+
+def load_mamba2(arrays, implementation=None):
+    """Mamba2ForCausalLM."""
+    meta = arrays.meta
+    options = {"d_state": meta["state_size"], "d_head": meta["head_dim"], "num_groups": meta["n_groups"]}
+    options |= {"chunk_size": meta["chunk_size"], "implementation": implementation}
+    return load_lm(arrays, "mamba2", tie_embeddings=False, **options)
+
+
+@comparison("mamba_lm", "language model of `mamba`", MODEL, IMPLEMENTATIONS)
 def mamba_lm(arrays, implementation):
-    model = load_mamba(arrays, None if implementation == "xla" else implementation)
-    tokens = arrays["in/input_ids"]
-    hidden, logits = nnx.jit(lambda model, tokens: (model.encoder(tokens), model(tokens)))(model, tokens)
+    run = nnx.jit(lambda model, tokens: (model.encoder(tokens), model(tokens)))
+    hidden, logits = run(load_mamba(arrays, implementation), arrays["in/input_ids"])
     yield Found("out/last_hidden_state", hidden)
     yield Found("out/logits", logits)
 
 
-def load_mamba2_layer(layer, parameters):
-    """Fills a layer from the tensors of a checkpoint."""
-    layer.in_proj.kernel[...] = parameters["in_proj.weight"].T
-    layer.out_proj.kernel[...] = parameters["out_proj.weight"].T
-    layer.norm_scale[...] = parameters["norm.weight"]
-    ssd = layer.ssd
-    ssd.conv.kernel[...] = parameters["conv1d.weight"][:, 0].T
-    ssd.conv.bias[...] = parameters["conv1d.bias"]
-    for name in ("dt_bias", "A_log", "D"):
-        getattr(ssd, name)[...] = parameters[name]
-
-
-def rms_norm(x, weight):
-    return x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
-
-
-def load_mamba2(arrays, implementation=None):
-    """`run(tokens, states=None)` -> (logits, states) of Hugging Face's model, on whole sequences or pieces."""
-    meta, parameters, layers = arrays.meta, arrays.under("param/"), []
-    for index in range(meta["num_hidden_layers"]):
-        layers.append(
-            Mamba2(
-                meta["hidden_size"],
-                d_state=meta["state_size"],
-                d_head=meta["head_dim"],
-                num_groups=meta["n_groups"],
-                d_conv=meta["conv_kernel"],
-                expand=meta["expand"],
-                chunk_size=meta["chunk_size"],
-                causal=True,
-                implementation=implementation,
-                rngs=nnx.Rngs(0),
-            )
-        )
-        load_mamba2_layer(layers[-1], arrays.under(f"param/backbone.layers.{index}.mixer."))
-
-    def run(tokens, states=None):
-        x, new = jnp.asarray(parameters["backbone.embeddings.weight"])[tokens], []
-        for index, layer in enumerate(layers):
-            y, state = layer(
-                rms_norm(x, parameters[f"backbone.layers.{index}.norm.weight"]),
-                state=None if states is None else states[index],
-                return_state=True,
-            )
-            x, new = x + y, [*new, state]
-        return rms_norm(x, parameters["backbone.norm_f.weight"]) @ parameters["lm_head.weight"].T, new
-
-    return jax.jit(run)
-
-
-@comparison("mamba2_lm", "language model of `mamba2`", MODEL, ("reference", "xla_sequential", "xla_chunked", "xla"))
+@comparison("mamba2_lm", "language model of `mamba2`", MODEL, IMPLEMENTATIONS)
 def mamba2_lm(arrays, implementation):
-    yield Found("out/logits", load_mamba2(arrays, implementation)(arrays["in/input_ids"])[0])
+    model = load_mamba2(arrays, implementation)
+    yield Found("out/logits", jax.jit(lambda tokens: model(tokens))(arrays["in/input_ids"]))

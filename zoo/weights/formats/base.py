@@ -1,0 +1,60 @@
+"""What a published format is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from zoo.weights.errors import WeightsError
+from zoo.weights.tables import Table
+
+Config = Mapping[str, Any]
+# Builds a module from `rngs`, `dtype` and `param_dtype`.
+Builder = Callable[..., nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """Names of tensors, and of a config file where there is one, of a code base.
+
+    Attributes:
+      name: short, for `format=`.
+      source: the code base.
+      holds: what of ours it has names for, in words.
+      knows: whether it has names for a module.
+      table: of such a module.
+      reads: whether a config file is one of this format; None where there are no config files.
+      builder: of the model that such a config describes.
+      config: the config of a module.
+    """
+
+    name: str
+    source: str
+    holds: str
+    knows: Callable[[nnx.Module], bool]
+    table: Callable[[Any], Table]
+    reads: Callable[[Config], bool] | None = None
+    builder: Callable[[Config], Builder] | None = None
+    config: Callable[[Any], dict[str, Any]] | None = None
+
+
+def need(config: Config, name: str, *also: str) -> Any:
+    """A value of a config under any of these names. WeightsError where there is none."""
+    for known in (name, *also):
+        if config.get(known) is not None:
+            return config[known]
+    raise WeightsError(f"the config lacks {name!r}.")
+
+
+def refuse_unlike(config: Config, **supported: Any) -> None:
+    """WeightsError where the config wants another value than the only one that is built here."""
+    for name, value in supported.items():
+        if name in config and config[name] != value:
+            raise WeightsError(f"the config has {name}={config[name]!r}; only {value!r} is built here.")
+
+
+def require(holds: bool, what: str) -> None:
+    """WeightsError where a module is not what the published format can describe."""
+    if not holds:
+        raise WeightsError(f"the published format cannot describe this model: {what}.")
