@@ -52,7 +52,7 @@ class Spec:
       padding_mask: padding changes nothing at real positions.
       decode: has `init_state` and `step`.
       fixed_length: works at one sequence length only.
-      inputs: what it takes, of "tokens" and "scalars" (models and tasks; mixers take [B, T, D]).
+      inputs: what it takes, of "tokens", "scalars", "series" and "image" (models and tasks; mixers take [B, T, D]).
       test_args: small constructor arguments, for the automatic tests.
       notes: what a user should know.
       module: where it is defined.

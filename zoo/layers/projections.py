@@ -17,6 +17,7 @@ class HeadProjections(nnx.Module):
       use_bias: biases of query, key and value.
       out_bias: bias of the output; None for `use_bias`.
       kernel_init, bias_init: initialisers of all four.
+      out_init: initialiser of the output's kernel; None for `kernel_init`.
       dtype: computation dtype; None follows the inputs.
       param_dtype: dtype of the parameters.
       rngs: for the initial parameters.
@@ -35,6 +36,7 @@ class HeadProjections(nnx.Module):
         out_bias: bool | None = None,
         kernel_init: nnx.Initializer = initializers.lecun_normal(),
         bias_init: nnx.Initializer = initializers.zeros_init(),
+        out_init: nnx.Initializer | None = None,
         dtype: DType | None = None,
         param_dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
@@ -47,12 +49,12 @@ class HeadProjections(nnx.Module):
         self.d_head = d_head or d_model // num_heads
         width = self.num_heads * self.d_head
 
-        def linear(d_in: int, d_out: int, bias: bool) -> nnx.Linear:
+        def linear(d_in: int, d_out: int, bias: bool, init: nnx.Initializer = kernel_init) -> nnx.Linear:
             return nnx.Linear(
                 d_in,
                 d_out,
                 use_bias=bias,
-                kernel_init=kernel_init,
+                kernel_init=init,
                 bias_init=bias_init,
                 dtype=dtype,
                 param_dtype=param_dtype,
@@ -62,7 +64,7 @@ class HeadProjections(nnx.Module):
         self.query = linear(d_model, width, use_bias)
         self.key = linear(d_model, width, use_bias)
         self.value = linear(d_model, width, use_bias)
-        self.out = linear(width, d_model, use_bias if out_bias is None else out_bias)
+        self.out = linear(width, d_model, use_bias if out_bias is None else out_bias, out_init or kernel_init)
 
     def split(
         self, x: Float[Array, "... D"]
