@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Axial": "zoo.mixers.axial",
     "CausalLM": "zoo.models.causal_lm",
     "DeltaNet": "zoo.mixers.deltanet",
     "Encoder": "zoo.encoder",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from zoo.generation import generate as generate
     from zoo.interop import init_apply as init_apply
     from zoo.interop import to_linen as to_linen
+    from zoo.mixers.axial import Axial as Axial
     from zoo.mixers.deltanet import DeltaNet as DeltaNet
     from zoo.mixers.flowformer import Flowformer as Flowformer
     from zoo.mixers.gated_deltanet import GatedDeltaNet as GatedDeltaNet

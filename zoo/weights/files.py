@@ -51,12 +51,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _JSON_LIMIT:
         raise WeightsError(f"{path} has {path.stat().st_size} bytes, too many for what it should be.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=_number)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is no JSON ({error}). Fetch it again.") from None
     if not isinstance(found, dict):
         raise WeightsError(f"{path} is no JSON object. Fetch it again.")
     return found
+
+
+def _number(found: dict[str, Any]) -> Any:
+    """Infinity, as newer Hugging Face configs spell it: {"__float__": "Infinity"}."""
+    value = found.get("__float__")
+    return float(value) if len(found) == 1 and value in ("Infinity", "-Infinity", "NaN") else found
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -66,7 +72,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     from zoo.files import write_bytes
 
     # The metadata are those that Hugging Face's loaders look for.
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     write_bytes(path, save(arrays, metadata={"format": "pt"}))
 
 

@@ -96,7 +96,8 @@ def save_pretrained(model: nnx.Module, folder: str | Path, *, format: str | None
     found = _format(model, format)
     if found.config is None:
         raise WeightsError(f"{found.name} has no config file. zoo.weights.dump gives the tensors alone.")
-    config, tensors = found.config(model), dump(model, found.table(model))
+    tensors = dump(model, found.table(model))  # first: it says best what has no name
+    config = found.config(model)
     dtypes = {str(tensor.dtype) for tensor in tensors.values() if jnp.issubdtype(tensor.dtype, jnp.floating)}
     config |= {"dtype": dtypes.pop()} if len(dtypes) == 1 else {}
     folder = Path(folder)

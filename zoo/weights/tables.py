@@ -148,7 +148,7 @@ def dump(module: nnx.Module, table: Table) -> dict[str, np.ndarray]:
             tensors[item.name] = item.fixed()
         elif not item.optional:
             arrays = [np.asarray(found[path].get_value()) for path in item.paths]
-            tensors[item.name] = np.ascontiguousarray(item.layout.write(arrays))
+            tensors[item.name] = np.asarray(item.layout.write(arrays), order="C")
     return tensors
 
 

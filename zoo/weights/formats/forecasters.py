@@ -5,6 +5,7 @@ The authors publish no config files. `save_pretrained` writes the arguments of t
 
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -94,6 +95,11 @@ def _informer_config(model: InformerForecaster) -> dict[str, Any]:
     if time is None or model.num_marks not in _MARKS:
         raise WeightsError(f"Informer2020 has 3, 4 or 5 time marks; this model has {model.num_marks}.")
     depths = [len(encoder.layers) for encoder in model.encoders]
+    activation = encoder.layers[0].feed_forward.activation
+    require(activation not in (jax.nn.gelu, jax.nn.silu), "its activation is neither gelu_exact nor relu")
+    decoder = model.decoder[0].attention
+    require(decoder.selection == "authors" and decoder.causal_context == "cumsum", "its decoder is not the authors'")
+    require(attention.sample == "per_query", "its queries share their sample of keys")
     return {
         "model_type": "informer2020",
         "model": "informer" if len(depths) == 1 else "informerstack",
@@ -114,9 +120,9 @@ def _informer_config(model: InformerForecaster) -> dict[str, Any]:
         "attn": "prob",
         "embed": time.kind,
         "freq": _MARKS[model.num_marks],
-        "activation": "gelu",
+        "activation": "relu" if activation is jax.nn.relu else "gelu",
         "distil": all(len(encoder.distils) == len(encoder.layers) - 1 for encoder in model.encoders),
-        "mix": model.decoder[0].attention.mix,
+        "mix": decoder.mix,
     }
 
 

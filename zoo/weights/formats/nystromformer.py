@@ -82,6 +82,7 @@ def _config(model: NystromformerEncoder) -> dict[str, Any]:
         exact or (options["pinv_init"], options["landmarks"]) == ("global", "padded"),
         'it has not pinv_init="global" and landmarks="padded", as the published code has',
     )
+    require(options["conv_kernel_size"] is not None, "it has no convolution")
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == encoder.activation)
     return {
         "architectures": ["NystromformerModel" if model.head is None else _MASKED_LM],
