@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from zoo.mixers.flowformer import FLOWFORMER_LRA_LEGACY, Flowformer
+from zoo.mixers.flowformer import FLOWFORMER_PRESETS, Flowformer
 from zoo.ops.flow_attention import flow_attention
 from zoo.registry import get, spec
 
@@ -38,7 +38,7 @@ def values(length=T, seed=0):
 
 def test_lra_legacy():
     """Against the formula written out: relu features, no clamp, the softmax over heads, times T; no biases."""
-    layer = make(d_head=3, **FLOWFORMER_LRA_LEGACY)
+    layer = make(d_head=3, **FLOWFORMER_PRESETS["lra_legacy"])
     assert {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(layer, nnx.Param))} == {
         f"projections/{name}/kernel" for name in ("query", "key", "value", "out")
     }
@@ -99,7 +99,7 @@ def test_errors_say_what_is_wrong():
     for options, message in (
         ({"feature_map": "elu"}, "feature_map='elu'"),
         ({"source_clamp": -1.0}, "source_clamp=-1.0"),
-        ({"causal": True, **FLOWFORMER_LRA_LEGACY}, "no causal form"),
+        ({"causal": True, **FLOWFORMER_PRESETS["lra_legacy"]}, "no causal form"),
     ):
         with pytest.raises(ValueError, match=message):
             make(**options)
@@ -121,3 +121,22 @@ def test_registered():
     assert facts.padding_mask
     assert facts.decode
     assert not facts.fixed_length
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("core", 1.0), ("series", None), ("gpt", 1.0), ("translation", 5.0), ("reinforcement", 10.0)],
+)
+def test_presets(name, limit):
+    """The clamp of each, where it matters: one key takes all the flow."""
+    preset = FLOWFORMER_PRESETS[name]
+    layer, x = make(**preset), values()
+    q, k, v = layer.projections.split(x)
+    k = k.at[:, :-1].add(-12)
+    options = {"causal": preset.get("causal", False), "implementation": "reference"}
+    run = functools.partial(flow_attention, q, k, v, **options)
+    heads = flow_attention(q, k, v, **{**preset, "implementation": "xla"})
+    np.testing.assert_allclose(heads, run(source_clamp=limit), rtol=1e-5, atol=1e-5)
+    for other in {1.0, 5.0} - {limit}:
+        assert not np.allclose(heads, run(source_clamp=other), rtol=1e-4, atol=1e-4)
+    assert set(FLOWFORMER_PRESETS) == {"core", "series", "gpt", "translation", "reinforcement", "lra_legacy"}

@@ -16,16 +16,24 @@ from zoo.ops.flow_attention.common import CompetitionAxis, FeatureMap, Options
 from zoo.registry import register_mixer
 from zoo.typing import Array, Bool, DType, Float
 
-# The layer of the authors' Long Range Arena code: their published results belong to it. Its competition softmax runs
-# over the heads, which makes the output about T / H times larger than the paper's, and it takes no notice of padding
-# (give no mask to repeat that). Initial kernels there are `xavier_uniform`.
-FLOWFORMER_LRA_LEGACY: Mapping[str, Any] = MappingProxyType(
+# Arguments of the layer in each part of the authors' repository; a model must be used with those it was trained with.
+# "lra_legacy" is that of their Long Range Arena code, to which their published results there belong: its competition
+# softmax runs over the heads, which makes the output about T / H times larger than the paper's, and it takes no notice
+# of padding (give no mask to repeat that); initial kernels there are `xavier_uniform`.
+FLOWFORMER_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "feature_map": "relu",
-        "source_clamp": None,
-        "competition_axis": "heads",
-        "use_bias": False,
-        "out_bias": False,
+        "core": {"source_clamp": 1.0},  # Flow_Attention.py, and images
+        "series": {"source_clamp": None},  # classification of series, and iFlowformer
+        "gpt": {"source_clamp": 1.0, "causal": True},
+        "translation": {"source_clamp": 5.0, "causal": True},
+        "reinforcement": {"source_clamp": 10.0, "causal": True},
+        "lra_legacy": {
+            "feature_map": "relu",
+            "source_clamp": None,
+            "competition_axis": "heads",
+            "use_bias": False,
+            "out_bias": False,
+        },
     }
 )
 
@@ -59,7 +67,7 @@ class Flowformer(nnx.Module):
         and GPT, 5 for translation, 10 for reinforcement learning, None (no limit) for time series. At 1 it is active
         for about half of the sources, so a model must be used with the value it was trained with.
       competition_axis: "sequence" as in the paper; "heads" as in the authors' Long Range Arena code, bidirectional only
-        (`FLOWFORMER_LRA_LEGACY` has all options of that layer).
+        (`FLOWFORMER_PRESETS["lra_legacy"]` has all options of that layer).
       eps: added to the features and to their sums.
       chunk_size: tokens per chunk of the causal form; speed and memory only.
       causal: position t sees positions <= t only; allows `state`, `step`.
