@@ -130,6 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the draws")
     sub.add_argument("--which", choices=["best", "last"], default="best")
 
+    sub = command("sample", _sample, "Draw images from a run of a density model, into a PNG.")
+    sub.add_argument("run_dir", type=Path)
+    sub.add_argument("--count", type=int, default=16, help="images (default: 16)")
+    sub.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest (default: 1)")
+    sub.add_argument("--seed", type=int, default=0, help="of the draws")
+    sub.add_argument("--which", choices=["best", "last"], default="best")
+    sub.add_argument("--out", type=Path, help="PNG file to write (default: RUN_DIR/samples.png)")
+
     sub = command("forecast", _forecast, "Predict how a table of measurements goes on, by a forecasting run.")
     sub.add_argument("run_dir", type=Path)
     sub.add_argument("table", type=Path, help="a csv file with the run's columns")
@@ -318,6 +326,13 @@ def _generate(args: argparse.Namespace) -> None:
 
     options = {name: getattr(args, name) for name in ("tokens", "temperature", "top_k", "top_p", "seed", "which")}
     print(args.prompt + generate_text(args.run_dir, args.prompt, **options))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from zoo.sampling import sample_png
+
+    options = {name: getattr(args, name) for name in ("count", "temperature", "seed", "which")}
+    print(sample_png(args.run_dir, args.out or args.run_dir / "samples.png", **options))
 
 
 def _forecast(args: argparse.Namespace) -> None:

@@ -55,6 +55,8 @@ PAIRS = [
     for variant in (
         ["softmax", "itransformer_forecaster", "informer_forecaster", "dlinear", "nlinear", "repeat_last"]
         if name.startswith("forecasting/")
+        else [spec.name for spec in registry.list_specs(kind="model", inputs="image")]
+        if name.startswith("density/")
         else MIXERS
     )
 ]
@@ -76,9 +78,9 @@ def test_every_recipe_loads_for_every_variant(name, variant):
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_recipes_whose_task_asks_for_tokens_are_causal(name):
+def test_recipes_whose_task_asks_for_what_comes_next_are_causal(name):
     recipe = load_recipe(name)
-    assert recipe.model.causal == (task_of(recipe).info.output == "token")
+    assert recipe.model.causal == (task_of(recipe).info.output in ("token", "image"))
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -19,25 +19,30 @@ class TaskInfo:
     """What a model must know of a task.
 
     Attributes:
-      inputs: "tokens" (integers), "scalars" (one real number a position) or "series" (N real numbers a position).
+      inputs: "tokens" (integers), "scalars" (one real number a position), "series" (N real numbers a position) or
+        "image" (integers on a grid, with channels).
       vocab_size: number of token ids, the padding id 0 included; None for scalars.
       num_classes: C; of a task that asks for tokens the number of their ids, as `vocab_size`.
-      max_len: length that every sequence is padded or cut to.
+      max_len: length that every sequence is padded or cut to; of images the number of rows.
       output: what is asked for: one "label" for each sequence (a classifier answers), after each position the "token"
-        that comes next (a causal language model answers), or the rows of the "series" that follow (a forecaster does).
+        that comes next (a causal language model answers), the rows of the "series" that follow (a forecaster does), or
+        every value of the "image" from those before it (a density model does).
       num_variates, lookback, horizon, num_marks: of a series N, L (which is `max_len`), H and M, the number of features
         of its times; else None and 0.
+      image_shape, num_values: of images H, W and C, and how many values there are; else None.
     """
 
-    inputs: Literal["tokens", "scalars", "series"]
+    inputs: Literal["tokens", "scalars", "series", "image"]
     vocab_size: int | None
     num_classes: int
     max_len: int
-    output: Literal["label", "token", "series"] = "label"
+    output: Literal["label", "token", "series", "image"] = "label"
     num_variates: int | None = None
     lookback: int | None = None
     horizon: int | None = None
     num_marks: int = 0
+    image_shape: tuple[int, int, int] | None = None
+    num_values: int | None = None
 
 
 class Task(abc.ABC):

@@ -83,6 +83,9 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
         offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
         arguments = {name: value for name, value in offered.items() if name in accepted} | recipe.options
         return _with_options_named(lambda rngs: cls(**arguments, rngs=rngs), recipe, spec.name)
+    if info.inputs == "image":
+        known = ", ".join(other.name for other in registry.list_specs(kind="model", inputs="image"))
+        raise RecipeError(f"{spec.name} does not read images, which {recipe.task.name} has; models that do: {known}.")
     _check_output(recipe, info)
     body = {field.name: getattr(model, field.name) for field in dataclasses.fields(BodyConfig)}
     config = EncoderConfig(
