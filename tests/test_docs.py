@@ -26,10 +26,25 @@ def variants_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_readme_has_the_registry_table():
-    text = (REPO / "README.md").read_text(encoding="utf-8")
-    written = text.split("<!-- variants -->")[1].split("<!-- /variants -->")[0].strip()
-    assert written == variants_table(), "write this into README.md:\n" + variants_table()
+def formats_table() -> str:
+    """The table of published formats in docs/importing.md."""
+    from zoo.weights import formats
+
+    lines = ["| format | whose names | of | config |", "|---|---|---|:-:|"]
+    for name, found in formats().items():
+        lines.append(f"| `{name}` | {found.source} | {found.holds} | {'–' if found.config is None else 'yes'} |")
+    return "\n".join(lines)
+
+
+# Page, mark, and what stands between <!-- mark --> and <!-- /mark -->.
+TABLES = [("README.md", "variants", variants_table), ("docs/importing.md", "formats", formats_table)]
+
+
+@pytest.mark.parametrize(("page", "mark", "table"), TABLES)
+def test_tables_are_of_the_code(page, mark, table):
+    text = (REPO / page).read_text(encoding="utf-8")
+    written = text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].strip()
+    assert written == table(), f"python tests/test_docs.py writes this into {page}:\n{table()}"
 
 
 def test_the_readme_names_recipes_that_exist():
@@ -39,12 +54,21 @@ def test_the_readme_names_recipes_that_exist():
     assert named <= set(list_recipes())
 
 
-def test_the_readme_python_runs():
-    text = (REPO / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize(
+    ("page", "number", "block"),
+    [
+        pytest.param(page, number, block, id=f"{page}-{number}")
+        for page in ("README.md", "docs/importing.md")
+        for number, block in enumerate(
+            re.findall(r"```python\n(.*?)```", (REPO / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+        )
+    ],
+)
+def test_python_on_pages_runs(page, number, block, tmp_path, monkeypatch):
+    if "import equinox" in block:
+        pytest.importorskip("equinox")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, f"{page}, block {number}", "exec"), {})
 
 
 @pytest.mark.parametrize("mark", ["main", "test"])
@@ -55,7 +79,8 @@ def test_the_readme_commands_are_where_ci_looks(mark):
 
 
 if __name__ == "__main__":
-    readme = REPO / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- variants -->")
-    after = rest.split("<!-- /variants -->")[1]
-    readme.write_text(f"{before}<!-- variants -->\n{variants_table()}\n<!-- /variants -->{after}", encoding="utf-8")
+    for page, mark, table in TABLES:
+        before, rest = (REPO / page).read_text(encoding="utf-8").split(f"<!-- {mark} -->")
+        after = rest.split(f"<!-- /{mark} -->")[1]
+        text = f"{before}<!-- {mark} -->\n{table()}\n<!-- /{mark} -->{after}"
+        (REPO / page).write_text(text, encoding="utf-8")

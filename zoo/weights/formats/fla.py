@@ -44,7 +44,7 @@ def _block(block: Any) -> Table:
 
 
 def _builder(config: Config) -> Builder:
-    refuse_unlike(config, hidden_act="swish", attn=None)
+    refuse_unlike(config, hidden_act="swish", attn=None, attnres_block_size=None, use_output_norm=True)
     kind = _TYPES[config["model_type"]]
     width = need(config, "hidden_size")
     options: dict[str, Any] = {"num_heads": need(config, "num_heads"), "norm_eps": config.get("norm_eps", 1e-6)}
