@@ -13,6 +13,8 @@ import pytest
 from closeness import assert_same, error
 from flax import nnx
 
+import zoo
+from zoo import registry
 from zoo.models.axial_transformer import AxialTransformer, OneChannel
 
 SMALL: dict[str, Any] = {"d_model": 8, "num_layers": 2, "num_heads": 2, "num_values": 3}
@@ -260,6 +262,19 @@ def test_remat_changes_nothing():
     plain, again = (gradients(build((3, 4, 1), dropout=0.2, remat=remat), KEY) for remat in ("none", "full"))
     assert_same(again, plain, 1e-5)
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(plain))
+
+
+def test_through_the_other_doors():
+    options = dict(registry.spec("axial_transformer").test_args)
+    x = images(tuple(options["image_shape"]), values=options["num_values"])
+    init, apply = zoo.init_apply("axial_transformer", **options)
+    params = init(KEY)
+    logits = jax.jit(apply)(params, x)
+    assert logits.shape == (*x.shape, 3)
+    assert jax.jit(lambda params: apply(params, x, method="log_prob"))(params).shape == (3,)
+    linen = zoo.to_linen("axial_transformer", **options)
+    found = jax.jit(lambda params: linen.apply({"params": params}, x, deterministic=True))(params)
+    assert error(found, logits) <= 1e-6
 
 
 def test_bfloat16_is_near_and_has_logits_in_float32():

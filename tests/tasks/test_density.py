@@ -232,21 +232,21 @@ def test_samples_of_a_run(folder, small, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
-    images = sample_images(folder, count=3, seed=1)
-    assert images.shape == (3, 4, 4, 2)
+    images = sample_images(folder, count=2, seed=1)
+    assert images.shape == (2, 4, 4, 2)
     assert images.min() >= 0
     assert images.max() < 4
     model = zoo.load_run(folder).model
     key = jax.random.fold_in(jax.random.key(1), 0)
-    np.testing.assert_array_equal(images, model.sample(3, key=key))
-    path = sample_png(folder, tmp_path / "new" / "samples.png", count=3, seed=1)
+    np.testing.assert_array_equal(images, model.sample(2, key=key))
+    path = sample_png(folder, tmp_path / "new" / "samples.png", count=2, seed=1)
     first = path.read_bytes()
     np.testing.assert_array_equal(np.round(imread(path)[..., :3] * 255), image_grid(images, num_values=4))
-    assert sample_png(folder, path, count=3, seed=1).read_bytes() == first
-    assert sample_png(folder, path, count=3, seed=2).read_bytes() != first
+    assert sample_png(folder, path, count=2, seed=1).read_bytes() == first
+    assert sample_png(folder, path, count=2, seed=2).read_bytes() != first
     assert [file.name for file in path.parent.iterdir()] == ["samples.png"]
     monkeypatch.setattr("zoo.sampling._AT_ONCE", 2)
-    assert sample_images(folder, count=5).shape == (5, 4, 4, 2)
+    assert sample_images(folder, count=3).shape == (3, 4, 4, 2)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         sample_images(folder, count=0)
 

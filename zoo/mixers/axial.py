@@ -99,8 +99,9 @@ class Axial(nnx.Module):
       d_head: K, the width of one head; None for D / H.
       form: "alternating", one axis after another from the first to the last, or "sum".
       residual: each axis reads x plus what the axes before it found, and the output is the sum of what all found, so
-        that a residual around the mixer makes each of them a residual layer, as in Ho et al.; else an axis reads what
-        the one before it found. For the alternating form only.
+        that the residual that a block has around its mixer makes each of them a residual layer, as in Ho et al.; else
+        an axis reads what the one before it found, and the block has one residual for all. Both reach every cell. For
+        the alternating form only.
       use_bias: biases of the query, key and value maps.
       out_bias: bias of the output map.
       causal: position t sees positions up to t only; for the alternating form.
