@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import logging
 import os
 import random
 import re
@@ -58,8 +57,6 @@ AFTER = "after the result"  # by a process that was faster than the kill
 TEMPORARY = ".orbax-checkpoint-tmp"
 GOES_ON = "the same command goes on."
 CHUNKS = 7  # that the data is drawn in
-# What result.json tells of time and memory, the commit, and the digest of all.
-UNREPEATED = {"steps_per_second", "compile_seconds", "memory", "environment", "digest"}
 TIME_LIMIT = 300.0  # seconds, after which something hangs
 
 
@@ -358,6 +355,10 @@ class Siege:
         training = attempt.trained()
         attempt.process.send_signal(signal.SIGTERM)
         code, words = attempt.end(), attempt.said().splitlines()[-1:]
+        if code == 0 and attempt.is_done():
+            self.kinds[AFTER] += 1
+            print("SIGTERM came after the result", flush=True)
+            return
         saved = r" step \d+ is saved;" if training else ""
         if code != 143 or not words or not re.fullmatch(f"zoo: stopped by SIGTERM;{saved} {GOES_ON}", words[0]):
             raise Failed(f"SIGTERM gave exit code {code} and the words {words}.")
@@ -420,57 +421,6 @@ class Siege:
         return broken
 
 
-def compare(one: Place, two: Place) -> list[str]:
-    """What differs between two finished runs, one difference a line."""
-    differences = [text for which in ("best", "last") for text in _checkpoint_differences(one, two, which)]
-    names = ("metrics.jsonl", "recipe.yaml")
-    differences += [f"{name} differs" for name in names if _read(one.run / name) != _read(two.run / name)]
-    results = [json.loads((place.run / "result.json").read_text()) for place in (one, two)]
-    differences += [f"{name} of result.json" for name in _differing(*results) if name not in UNREPEATED]
-    data = [
-        {str(path.relative_to(place.folder)): _read(path) for path in place.data.rglob("*")} for place in (one, two)
-    ]
-    differences += [f"{name}: only one has it, or other bytes" for name in _differing(*data)]
-    names = [_names(place.run) for place in (one, two)]
-    return differences + [f"run/{name}: only one has it" for name in sorted(names[0] ^ names[1])]
-
-
-def _read(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b"a folder"
-
-
-def _checkpoint_differences(one: Place, two: Place, which: str) -> list[str]:
-    sys.path.insert(0, str(REPO / "tests" / "helpers"))
-    import numpy as np
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    from toy_runs import arrays
-
-    step, meta, leaves = arrays(one.run, which)
-    other_step, other_meta, other_leaves = arrays(two.run, which)
-    if (step, leaves.keys()) != (other_step, other_leaves.keys()):
-        return [f"{which}: step {step} of {len(leaves)} arrays, step {other_step} of {len(other_leaves)}"]
-    differences = [f"{which}: {key} of the bookkeeping" for key in _differing(meta, other_meta)]
-    facts = [json.loads((place.checkpoints / which / str(step) / "manifest.json").read_text()) for place in (one, two)]
-    ignored = {"meta", "files", "digest"}  # the first is compared above, and files have random names
-    differences += [f"{which}: {key} of the manifest" for key in _differing(*facts) if key not in ignored]
-    for name, leaf in leaves.items():
-        other = other_leaves[name]
-        if (leaf.dtype, leaf.shape) != (other.dtype, other.shape) or leaf.tobytes() != other.tobytes():
-            differences.append(f"{which}: array {name}, by up to {np.abs(leaf - other).max()}")
-    return differences
-
-
-def _differing(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
-
-
-def _names(run: Path) -> set[str]:
-    """Files and folders of a run, but for those with random names and those that each process writes anew."""
-    names = {path.relative_to(run).as_posix() for path in run.rglob("*")}
-    return {name for name in names if not re.match(r"tensorboard/|checkpoints/\w+/\d+/state/", name)}
-
-
 def check_log(place: Place) -> list[str]:
     """What is wrong with the steps of a log."""
     log, wrong = place.log(), []
@@ -500,7 +450,10 @@ def run(folder: Path, kills: int, seed: int, steps: int) -> list[str]:
         siege.run(make_plan(kills, draw), kills)
     except Failed as failure:
         return [str(failure)]
-    differences = [*check_log(unbroken), *check_log(siege.place), *compare(unbroken, siege.place)]
+    sys.path.insert(0, str(REPO / "tests" / "helpers"))
+    from run_differences import run_differences
+
+    differences = [*check_log(unbroken), *check_log(siege.place), *run_differences(unbroken.folder, siege.place.folder)]
     kinds = ", ".join(f"{kind} {siege.kinds[kind]}" for kind in (*KINDS, AFTER))
     print(f"kills: {sum(siege.kinds.values())}; {kinds}")
     print(f"SIGTERM: {siege.terminated}; second processes refused: {siege.refused}; processes: {siege.number}")
