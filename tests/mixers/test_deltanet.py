@@ -84,14 +84,14 @@ def test_what_the_options_do_to_queries_and_keys():
         ("identity", heads),
     ):
         layer = make(qk_activation=activation)
-        q, k, v = layer._heads((x, 2 * x, x))
+        q, k, v = layer._qkv((x, 2 * x, x))
         np.testing.assert_allclose(q, expected, rtol=1e-6)
         np.testing.assert_array_equal(v, heads)
         if activation != "elu":
             np.testing.assert_allclose(k, 2 * expected, rtol=1e-6)
         assert {conv.activation for conv in layer.direction.convs.each[:2]} == {None}
         assert layer.direction.convs.each[2].activation == "silu"
-    q, *_ = make(qk_activation="relu", qk_norm="sum")._heads((x, x, x))
+    q, *_ = make(qk_activation="relu", qk_norm="sum")._qkv((x, x, x))
     np.testing.assert_allclose(q.sum(-1), (x.reshape(5, 2, 4).max(-1) > 0), rtol=1e-6)
     assert not q[0].any()  # relu left nothing, and there is nothing to divide by
     # Without convolutions SiLU of all three remains; with them it is theirs.

@@ -103,7 +103,7 @@ def test_parts_and_steps_equal_the_whole(name):
 
 def test_widths():
     layer = GatedDeltaNet(64, rngs=nnx.Rngs(0))
-    assert (layer.num_heads, layer.num_v_heads, layer.key_width, layer.value_width) == (4, 4, 12, 24)
+    assert (layer.num_heads, layer.heads) == (4, (4, 12, 24))
     sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(GatedDeltaNet(256, causal=True, rngs=nnx.Rngs(0))))]
     assert 6 * 256**2 <= sum(sizes) <= 6.2 * 256**2  # the authors' size of a layer
     layer = make(d_head=4, num_v_heads=4, expand_v=1.5)

@@ -46,7 +46,7 @@ def test_initial_values_are_the_authors():
         assert abs(np.std(direction.convs.each[0].kernel[...]) - 0.02) < 0.003
     np.testing.assert_array_equal(layer.norm.scale[...], 1)
     # sigmoid(0)^(1/16): what a memory keeps per token at the start.
-    *_, decay = layer._heads((jnp.ones((1, 128)), jnp.ones((1, 128)), jnp.ones((1, 256))), jnp.zeros((1, 128)))
+    *_, decay = layer._qkv((jnp.ones((1, 128)), jnp.ones((1, 128)), jnp.ones((1, 256))), jnp.zeros((1, 128)))
     np.testing.assert_allclose(np.exp(decay), 0.5 ** (1 / 16), rtol=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_other_initial_values():
 
 def test_limits_of_the_decay():
     layer = make(clamp_min=-0.01, gate_normalizer=1.0)
-    *_, decay = layer._heads((jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.ones((1, 8))), jnp.asarray([[-50.0, 0, 9, 50]]))
+    *_, decay = layer._qkv((jnp.ones((1, 4)), jnp.ones((1, 4)), jnp.ones((1, 8))), jnp.asarray([[-50.0, 0, 9, 50]]))
     np.testing.assert_allclose(decay.reshape(-1), [-0.01, -0.01, np.log(1 / (1 + np.exp(-9))), 0], rtol=1e-5, atol=1e-9)
 
 

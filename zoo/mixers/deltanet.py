@@ -1,6 +1,6 @@
 """DeltaNet: linear attention whose memory is corrected by the delta rule (Yang et al. 2024, arXiv:2406.06484)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,29 +9,17 @@ from flax.nnx.nn import initializers
 
 from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer
-from zoo.layers.shapes import check_shapes
+from zoo.layers.key_value_memory import KeyValueMemory
 from zoo.layers.short_conv import ShortConvs
 from zoo.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from zoo.ops.linear_attention import feature_map
 from zoo.registry import register_mixer
-from zoo.typing import Array, Bool, DType, Float, Int
+from zoo.typing import Array, DType
 
 DeltaNetInit = Literal["official", "torch"]
 QKActivation = Literal["silu", "relu", "elu", "identity"]
 QKNorm = Literal["l2", "sum"]
 _OFFICIAL_STD = 0.02
-
-
-class DeltaNetState(NamedTuple):
-    """All that a causal DeltaNet layer remembers; its size does not depend on how much was read. Empty is all zeros.
-
-    Attributes:
-      memory: [B, H, K, V], what is stored under the keys.
-      conv: the last W - 1 inputs of the convolutions of q, k and v, [B, W - 1, width] each; empty without them.
-    """
-
-    memory: Array
-    conv: tuple[Array, ...]
 
 
 class _Direction(nnx.Module):
@@ -60,7 +48,7 @@ class _Direction(nnx.Module):
     test_args={"num_heads": 2},
     notes="Bidirectional by a second pass from the end, with convolutions and beta of its own, averaged.",
 )
-class DeltaNet(nnx.Module):
+class DeltaNet(KeyValueMemory):
     """The delta rule, the layer of flash-linear-attention (commit bc3b101).
 
     With q, k, v linear maps of x, each followed by a short causal convolution and SiLU, and per head::
@@ -146,7 +134,7 @@ class DeltaNet(nnx.Module):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is not known; there are {', '.join(known)}.")
         self.d_model, self.num_heads, self.causal, self.dtype = d_model, num_heads, causal, dtype
-        self.key_width, self.value_width = key_width // num_heads, value_width // num_heads
+        self.heads = (num_heads, key_width // num_heads, value_width // num_heads)
         self.allow_neg_eigval = allow_neg_eigval
         self.qk_activation: QKActivation = qk_activation
         self.qk_norm: QKNorm = qk_norm
@@ -176,89 +164,21 @@ class DeltaNet(nnx.Module):
         self.gate = linear(value_width) if use_gate else None
         self.direction = direction()
         self.backward_direction = None if causal else direction()
-        self.norm = nnx.RMSNorm(self.value_width, epsilon=norm_eps, **dtypes, rngs=rngs)
+        self.norm = nnx.RMSNorm(self.heads[2], epsilon=norm_eps, **dtypes, rngs=rngs)
         self.out = linear(d_model, value_width)
         self.dropout = Dropout(dropout)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        mask: Bool[Array, "B T"] | None = None,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        state: DeltaNetState | None = None,
-        return_state: bool = False,
-        segment_ids: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], DeltaNetState]:
-        """Mixes `x` along T.
+    def _pass(self, arrays: tuple[Array, ...], direction: _Direction, x: Array, **options: Any) -> Any:
+        beta = self._beta(direction, x)
+        return gated_delta_rule(*self._qkv(arrays), beta, qk_l2norm=self.qk_norm == "l2", **options)
 
-        Args:
-          x: inputs.
-          mask: True at real tokens; None where all are. Padding moves no state, and outputs there are zero.
-          deterministic: no dropout; None for the module's own mode (`train()` / `eval()`).
-          rngs: with a `dropout` stream, where dropout is active.
-          state: causal only, from `init_state` or an earlier call, to go on from there.
-          return_state: causal only, also return the state after `x`.
-          segment_ids: packed sequences: tokens with different ids do not see each other.
+    def _token(
+        self, memory: Array, arrays: tuple[Array, ...], direction: _Direction, x_t: Array
+    ) -> tuple[Array, Array]:
+        beta = self._beta(direction, x_t)
+        return gated_delta_rule_step(memory, *self._qkv(arrays), beta, qk_l2norm=self.qk_norm == "l2")
 
-        Returns:
-          [B, T, D] in `dtype` or that of `x`, and with `return_state` the new state.
-
-        Raises:
-          ValueError: `x` or `mask` is misshapen, or a state is given or asked for, but the layer is not causal.
-          TypeError: `mask` is not boolean.
-        """
-        check_shapes("deltanet", "x [B, T, D]", x, mask, D=self.d_model)
-        if not self.causal and (state is not None or return_state):
-            raise ValueError("DeltaNet keeps a state only when it was built with causal=True.")
-        projected = self._project(x)
-
-        def run(direction: _Direction, reverse: bool) -> tuple[Array, DeltaNetState]:
-            marks = {"mask": mask, "segment_ids": segment_ids, "reverse": reverse}
-            arrays, conv = direction.convs(projected, state=None if state is None else state.conv, **marks)
-            y, memory = gated_delta_rule(
-                *self._heads(arrays),
-                self._beta(direction, x),
-                qk_l2norm=self.qk_norm == "l2",
-                initial_state=None if state is None else state.memory,
-                return_state=True,
-                implementation=self.implementation,
-                chunk_size=self.chunk_size,
-                **marks,
-            )
-            return y, DeltaNetState(memory, conv)
-
-        y, new_state = run(self.direction, reverse=False)
-        if self.backward_direction is not None:
-            y = (y + run(self.backward_direction, reverse=True)[0]) / 2
-        y = self.dropout(self._merge(y, x), deterministic=deterministic, rngs=rngs)
-        return (y, new_state) if return_state else y
-
-    def init_state(self, batch_size: int) -> DeltaNetState:
-        """The state before the first token: float32 zeros, batch first. ValueError unless causal."""
-        self._need_causal("init_state")
-        memory = jnp.zeros((batch_size, self.num_heads, self.key_width, self.value_width), jnp.float32)
-        return DeltaNetState(memory, self.direction.convs.init_state(batch_size))
-
-    def step(self, x_t: Float[Array, "B D"], state: DeltaNetState) -> tuple[Float[Array, "B D"], DeltaNetState]:
-        """The output for one more token and the state after it, without dropout.
-
-        Raises:
-          ValueError: `x_t` is not [B, D], or the layer is not causal.
-        """
-        self._need_causal("step")
-        check_shapes("deltanet", "x_t [B, D]", x_t, D=self.d_model)
-        arrays, conv = self.direction.convs.step(self._project(x_t), state.conv)
-        beta = self._beta(self.direction, x_t)
-        y, memory = gated_delta_rule_step(state.memory, *self._heads(arrays), beta, qk_l2norm=self.qk_norm == "l2")
-        return self._merge(y, x_t), DeltaNetState(memory, conv)
-
-    def _project(self, x: Array) -> tuple[Array, Array, Array]:
-        """q, k, v with all heads in one axis."""
-        return self.query(x), self.key(x), self.value(x)
-
-    def _heads(self, arrays: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    def _qkv(self, arrays: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         """q, k, v [..., H, K or V] as the op takes them, from the outputs of the convolutions."""
         q, k, v = (x.reshape(*x.shape[:-1], self.num_heads, -1) for x in arrays)
         if self.qk_activation != "silu":
@@ -275,16 +195,6 @@ class DeltaNet(nnx.Module):
         else:
             beta = jax.nn.sigmoid(direction.beta(x).astype(dtype))
         return 2 * beta if self.allow_neg_eigval else beta
-
-    def _merge(self, y: Array, x: Array) -> Array:
-        """From the heads' outputs [..., H, V] to the layer's [..., D]."""
-        y = self.norm(y).reshape(*x.shape[:-1], -1)
-        y = y if self.gate is None else y * nnx.silu(self.gate(x))
-        return self.out(y).astype(self.dtype or x.dtype)
-
-    def _need_causal(self, what: str) -> None:
-        if not self.causal:
-            raise ValueError(f"DeltaNet.{what} needs causal=True: bidirectionally every output needs every token.")
 
 
 def _divided_by_sum(x: Array) -> Array:

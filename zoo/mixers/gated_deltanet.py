@@ -1,7 +1,7 @@
 """Gated DeltaNet: the delta rule on a memory that decays (Yang, Kautz and Hatamizadeh 2024, arXiv:2412.06464)."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +10,15 @@ from flax.nnx.nn import initializers
 
 from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer, time_step_bias
-from zoo.layers.shapes import check_shapes
+from zoo.layers.key_value_memory import KeyValueMemory
 from zoo.layers.short_conv import ShortConvs
 from zoo.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
 from zoo.registry import register_mixer
-from zoo.typing import Array, Bool, DType, Float, Int
+from zoo.typing import Array, DType
 
 GatedDeltaNetInit = Literal["official", "torch"]
 _OFFICIAL_STD = 0.02
 _MAX_RATE = 16.0
-
-
-class GatedDeltaNetState(NamedTuple):
-    """All that a causal layer remembers; its size does not depend on how much was read. Empty is all zeros.
-
-    Attributes:
-      memory: [B, HV, K, V], what is stored under the keys.
-      conv: the last W - 1 inputs of the convolutions of q, k and v, [B, W - 1, width] each; empty without them.
-    """
-
-    memory: Array
-    conv: tuple[Array, ...]
 
 
 class _Direction(nnx.Module):
@@ -74,7 +62,7 @@ class _Direction(nnx.Module):
     notes="Bidirectional by a second pass from the end, with convolutions, beta and decays of its own, averaged. A_log "
     "and dt_bias are not weight-decayed by the authors.",
 )
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(KeyValueMemory):
     """The gated delta rule, the layer of flash-linear-attention (commit bc3b101).
 
     With q, k, v linear maps of x, each followed by a short causal convolution and SiLU, and per head::
@@ -167,7 +155,7 @@ class GatedDeltaNet(nnx.Module):
         if init not in ("official", "torch"):
             raise ValueError(f"init={init!r} is not known; there are official, torch.")
         self.d_model, self.causal, self.dtype = d_model, causal, dtype
-        self.num_heads, self.num_v_heads, self.key_width, self.value_width = num_heads, v_heads, d_key, d_value
+        self.num_heads, self.num_v_heads, self.heads = num_heads, v_heads, (v_heads, d_key, d_value)
         self.allow_neg_eigval = allow_neg_eigval
         self.chunk_size, self.implementation = chunk_size, implementation
         official, widths = init == "official", (key_width, key_width, v_heads * d_value)
@@ -198,87 +186,15 @@ class GatedDeltaNet(nnx.Module):
         self.out = linear(d_model, widths[2])
         self.dropout = Dropout(dropout)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        mask: Bool[Array, "B T"] | None = None,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        state: GatedDeltaNetState | None = None,
-        return_state: bool = False,
-        segment_ids: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], GatedDeltaNetState]:
-        """Mixes `x` along T.
+    def _pass(self, arrays: tuple[Array, ...], direction: _Direction, x: Array, **options: Any) -> Any:
+        return gated_delta_rule(*self._qkv(arrays), *self._gates(direction, x), qk_l2norm=True, **options)
 
-        Args:
-          x: inputs.
-          mask: True at real tokens; None where all are. Padding moves no state, and outputs there are zero.
-          deterministic: no dropout; None for the module's own mode (`train()` / `eval()`).
-          rngs: with a `dropout` stream, where dropout is active.
-          state: causal only, from `init_state` or an earlier call, to go on from there.
-          return_state: causal only, also return the state after `x`.
-          segment_ids: packed sequences: tokens with different ids do not see each other.
+    def _token(
+        self, memory: Array, arrays: tuple[Array, ...], direction: _Direction, x_t: Array
+    ) -> tuple[Array, Array]:
+        return gated_delta_rule_step(memory, *self._qkv(arrays), *self._gates(direction, x_t), qk_l2norm=True)
 
-        Returns:
-          [B, T, D] in `dtype` or that of `x`, and with `return_state` the new state.
-
-        Raises:
-          ValueError: `x` or `mask` is misshapen, or a state is given or asked for, but the layer is not causal.
-          TypeError: `mask` is not boolean.
-        """
-        check_shapes("gated_deltanet", "x [B, T, D]", x, mask, D=self.d_model)
-        if not self.causal and (state is not None or return_state):
-            raise ValueError("GatedDeltaNet keeps a state only when it was built with causal=True.")
-        projected = self._project(x)
-
-        def run(direction: _Direction, reverse: bool) -> tuple[Array, GatedDeltaNetState]:
-            marks = {"mask": mask, "segment_ids": segment_ids, "reverse": reverse}
-            arrays, conv = direction.convs(projected, state=None if state is None else state.conv, **marks)
-            y, memory = gated_delta_rule(
-                *self._heads(arrays),
-                *self._gates(direction, x),
-                qk_l2norm=True,
-                initial_state=None if state is None else state.memory,
-                return_state=True,
-                implementation=self.implementation,
-                chunk_size=self.chunk_size,
-                **marks,
-            )
-            return y, GatedDeltaNetState(memory, conv)
-
-        y, new_state = run(self.direction, reverse=False)
-        if self.backward_direction is not None:
-            y = (y + run(self.backward_direction, reverse=True)[0]) / 2
-        y = self.dropout(self._merge(y, x), deterministic=deterministic, rngs=rngs)
-        return (y, new_state) if return_state else y
-
-    def init_state(self, batch_size: int) -> GatedDeltaNetState:
-        """The state before the first token: float32 zeros, batch first. ValueError unless causal."""
-        self._need_causal("init_state")
-        memory = jnp.zeros((batch_size, self.num_v_heads, self.key_width, self.value_width), jnp.float32)
-        return GatedDeltaNetState(memory, self.direction.convs.init_state(batch_size))
-
-    def step(
-        self, x_t: Float[Array, "B D"], state: GatedDeltaNetState
-    ) -> tuple[Float[Array, "B D"], GatedDeltaNetState]:
-        """The output for one more token and the state after it, without dropout.
-
-        Raises:
-          ValueError: `x_t` is not [B, D], or the layer is not causal.
-        """
-        self._need_causal("step")
-        check_shapes("gated_deltanet", "x_t [B, D]", x_t, D=self.d_model)
-        arrays, conv = self.direction.convs.step(self._project(x_t), state.conv)
-        gates = self._gates(self.direction, x_t)
-        y, memory = gated_delta_rule_step(state.memory, *self._heads(arrays), *gates, qk_l2norm=True)
-        return self._merge(y, x_t), GatedDeltaNetState(memory, conv)
-
-    def _project(self, x: Array) -> tuple[Array, Array, Array]:
-        """q, k, v with all heads in one axis."""
-        return self.query(x), self.key(x), self.value(x)
-
-    def _heads(self, arrays: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    def _qkv(self, arrays: tuple[Array, ...]) -> tuple[Array, Array, Array]:
         """q, k [..., H, K] and v [..., HV, V]."""
         heads = (self.num_heads, self.num_heads, self.num_v_heads)
         q, k, v = (x.reshape(*x.shape[:-1], count, -1) for x, count in zip(arrays, heads, strict=True))
@@ -288,13 +204,3 @@ class GatedDeltaNet(nnx.Module):
         """beta and the log decays [..., HV]."""
         beta, log_decay = direction.gates(x)
         return 2 * beta if self.allow_neg_eigval else beta, log_decay
-
-    def _merge(self, y: Array, x: Array) -> Array:
-        """From the heads' outputs [..., HV, V] to the layer's [..., D]."""
-        y = self.norm(y).reshape(*x.shape[:-1], -1)
-        y = y if self.gate is None else y * nnx.silu(self.gate(x))
-        return self.out(y).astype(self.dtype or x.dtype)
-
-    def _need_causal(self, what: str) -> None:
-        if not self.causal:
-            raise ValueError(f"GatedDeltaNet.{what} needs causal=True: bidirectionally every output needs every token.")

@@ -1,6 +1,6 @@
 """Gated linear attention: a memory whose key channels decay by gates of the input (Yang et al. 2023, 2312.06635)."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from flax.nnx.nn import initializers
 
 from zoo.layers.dropout import Dropout
 from zoo.layers.initializers import kernel_initializer
-from zoo.layers.shapes import check_shapes
+from zoo.layers.key_value_memory import KeyValueMemory
 from zoo.layers.short_conv import ShortConvs
 from zoo.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from zoo.ops.linear_attention import FEATURE_MAPS, FeatureMap, feature_map
 from zoo.registry import register_mixer
-from zoo.typing import Array, Bool, DType, Float, Int
+from zoo.typing import Array, DType
 
 _INIT_STD = 0.02
 GLAInit = Literal["official", "paper", "torch"]
@@ -24,18 +24,6 @@ _INITIALIZERS: dict[str, nnx.Initializer] = {
     "torch": kernel_initializer("torch"),
 }
 _MAPS = tuple(name for name in FEATURE_MAPS if name not in ("dpfp", "taylor"))
-
-
-class GLAState(NamedTuple):
-    """All that a causal GLA layer remembers; its size does not depend on how much was read. Empty is all zeros.
-
-    Attributes:
-      memory: [B, H, K, V], the gated sum of k v^T.
-      conv: the last W - 1 inputs of the convolutions of q, k and v, [B, W - 1, width] each; empty without them.
-    """
-
-    memory: Array
-    conv: tuple[Array, ...]
 
 
 class _Direction(nnx.Module):
@@ -93,7 +81,7 @@ class _Direction(nnx.Module):
     test_args={"num_heads": 2, "gate_rank": 4},
     notes="Bidirectional as in ViG (arXiv:2405.18425): a second pass from the end with decays of its own, averaged.",
 )
-class GLA(nnx.Module):
+class GLA(KeyValueMemory):
     """Gated linear attention, the layer of flash-linear-attention (commit 0c4ada1).
 
     With q, k, v, g linear maps of x, and per head::
@@ -190,13 +178,13 @@ class GLA(nnx.Module):
             )
         self.d_model, self.causal, self.dtype = d_model, causal, dtype
         self.num_heads, self.num_kv_heads = num_heads, shared
-        self.key_width, self.value_width = key_width // num_heads, value_width // num_heads
+        self.heads = _, d_key, d_value = num_heads, key_width // num_heads, value_width // num_heads
         self.gate_normalizer, self.clamp_min = gate_normalizer, clamp_min
         self.feature_map: FeatureMap | None = feature_map
         self.chunk_size, self.implementation = chunk_size, implementation
         kernel_init = _INITIALIZERS[init]
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        widths = (key_width, self.key_width * shared, self.value_width * shared)
+        widths = (key_width, d_key * shared, d_value * shared)
 
         def linear(d_in: int, d_out: int) -> nnx.Linear:
             return nnx.Linear(d_in, d_out, use_bias=False, kernel_init=kernel_init, **dtypes, rngs=rngs)
@@ -218,107 +206,29 @@ class GLA(nnx.Module):
         self.decay_rank = linear(d_model, gate_rank)
         self.direction = direction()
         self.backward_direction = None if causal else direction()
-        self.norm = nnx.RMSNorm(self.value_width, epsilon=norm_eps, use_scale=norm_affine, **dtypes, rngs=rngs)
+        self.norm = nnx.RMSNorm(d_value, epsilon=norm_eps, use_scale=norm_affine, **dtypes, rngs=rngs)
         self.out = linear(value_width, d_model)
         self.dropout = Dropout(dropout)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        mask: Bool[Array, "B T"] | None = None,
-        deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
-        state: GLAState | None = None,
-        return_state: bool = False,
-        segment_ids: Int[Array, "B T"] | None = None,
-    ) -> Float[Array, "B T D"] | tuple[Float[Array, "B T D"], GLAState]:
-        """Mixes `x` along T.
+    def _pass(self, arrays: tuple[Array, ...], direction: _Direction, x: Array, **options: Any) -> Any:
+        return gated_linear_attention(*self._qkv(arrays, direction.decay(self.decay_rank(x))), **options)
 
-        Args:
-          x: inputs.
-          mask: True at real tokens; None where all are. Padding moves no state.
-          deterministic: no dropout; None for the module's own mode (`train()` / `eval()`).
-          rngs: with a `dropout` stream, where dropout is active.
-          state: causal only, from `init_state` or an earlier call, to go on from there.
-          return_state: causal only, also return the state after `x`.
-          segment_ids: packed sequences: tokens with different ids do not see each other.
+    def _token(
+        self, memory: Array, arrays: tuple[Array, ...], direction: _Direction, x_t: Array
+    ) -> tuple[Array, Array]:
+        decay = direction.decay(self.decay_rank(x_t))
+        return gated_linear_attention_step(memory, *self._qkv(arrays, decay))
 
-        Returns:
-          [B, T, D] in `dtype` or that of `x`, and with `return_state` the new state.
-
-        Raises:
-          ValueError: `x` or `mask` is misshapen, or a state is given or asked for, but the layer is not causal.
-          TypeError: `mask` is not boolean.
-        """
-        check_shapes("gla", "x [B, T, D]", x, mask, D=self.d_model)
-        if not self.causal and (state is not None or return_state):
-            raise ValueError("GLA keeps a state only when it was built with causal=True.")
-        projected, rank = self._project(x)
-
-        def run(direction: _Direction, reverse: bool) -> tuple[Array, GLAState]:
-            marks = {"mask": mask, "segment_ids": segment_ids, "reverse": reverse}
-            arrays, conv = direction.convs(projected, state=None if state is None else state.conv, **marks)
-            y, memory = gated_linear_attention(
-                *self._heads(arrays, direction.decay(rank)),
-                initial_state=None if state is None else state.memory,
-                return_state=True,
-                implementation=self.implementation,
-                chunk_size=self.chunk_size,
-                **marks,
-            )
-            return y, GLAState(memory, conv)
-
-        y, new_state = run(self.direction, reverse=False)
-        if self.backward_direction is not None:
-            y = (y + run(self.backward_direction, reverse=True)[0]) / 2
-        y = self.dropout(self._merge(y, x), deterministic=deterministic, rngs=rngs)
-        return (y, new_state) if return_state else y
-
-    def init_state(self, batch_size: int) -> GLAState:
-        """The state before the first token: float32 zeros, batch first. ValueError unless causal."""
-        self._need_causal("init_state")
-        memory = jnp.zeros((batch_size, self.num_heads, self.key_width, self.value_width), jnp.float32)
-        return GLAState(memory, self.direction.convs.init_state(batch_size))
-
-    def step(self, x_t: Float[Array, "B D"], state: GLAState) -> tuple[Float[Array, "B D"], GLAState]:
-        """The output for one more token and the state after it, without dropout.
-
-        Raises:
-          ValueError: `x_t` is not [B, D], or the layer is not causal.
-        """
-        self._need_causal("step")
-        check_shapes("gla", "x_t [B, D]", x_t, D=self.d_model)
-        projected, rank = self._project(x_t)
-        arrays, conv = self.direction.convs.step(projected, state.conv)
-        y, memory = gated_linear_attention_step(state.memory, *self._heads(arrays, self.direction.decay(rank)))
-        return self._merge(y, x_t), GLAState(memory, conv)
-
-    def _project(self, x: Array) -> tuple[tuple[Array, Array, Array], Array]:
-        """q, k, v with all heads in one axis, and W_1 x."""
-        return (self.query(x), self.key(x), self.value(x)), self.decay_rank(x)
-
-    def _heads(self, arrays: tuple[Array, ...], logits: Array) -> tuple[Array, Array, Array, Array]:
+    def _qkv(self, arrays: tuple[Array, ...], logits: Array) -> tuple[Array, Array, Array, Array]:
         """q, k, v [..., H, K or V] and the log decays [..., H, K]."""
-        q, k, v = (
-            x.reshape(*x.shape[:-1], -1, width)
-            for x, width in zip(arrays, (self.key_width, self.key_width, self.value_width), strict=True)
-        )
+        _, d_key, d_value = self.heads
+        widths = (d_key, d_key, d_value)
+        q, k, v = (x.reshape(*x.shape[:-1], -1, width) for x, width in zip(arrays, widths, strict=True))
         if self.feature_map is not None:
             q, k = feature_map(q, self.feature_map), feature_map(k, self.feature_map)
-        logits = logits.reshape(*logits.shape[:-1], -1, self.key_width)
+        logits = logits.reshape(*logits.shape[:-1], -1, d_key)
         decay = jax.nn.log_sigmoid(logits.astype(jnp.promote_types(logits.dtype, jnp.float32))) / self.gate_normalizer
         decay = decay if self.clamp_min is None else jnp.maximum(decay, self.clamp_min)
         if self.num_kv_heads < self.num_heads:
             k, v, decay = (jnp.repeat(x, self.num_heads // self.num_kv_heads, axis=-2) for x in (k, v, decay))
         return q, k, v, decay
-
-    def _merge(self, y: Array, x: Array) -> Array:
-        """From the heads' outputs [..., H, V] to the layer's [..., D]."""
-        y = self.norm(y).reshape(*x.shape[:-1], -1)
-        y = y if self.gate is None else y * nnx.silu(self.gate(x))
-        return self.out(y).astype(self.dtype or x.dtype)
-
-    def _need_causal(self, what: str) -> None:
-        if not self.causal:
-            raise ValueError(f"GLA.{what} needs causal=True: bidirectionally every output needs every token.")

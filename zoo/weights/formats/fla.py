@@ -81,6 +81,7 @@ def _config(model: CausalLM) -> dict[str, Any]:
     gated = isinstance(mixer, GatedDeltaNet)
     require(encoder.activation == "silu", "its feed-forward layers have another activation than silu")
     require(mixer.norm.epsilon == encoder.norm_eps, "its layers' eps is not that of its norms")
+    _, d_key, d_value = mixer.heads
     convs = mixer.direction.convs.each
     require(not convs or convs[0].bias is None, "its convolutions have biases")
     config: dict[str, Any] = {
@@ -101,10 +102,9 @@ def _config(model: CausalLM) -> dict[str, Any]:
     if convs:
         config["conv_size"] = convs[0].kernel_size
     if gated:
-        expand_v = mixer.value_width / mixer.key_width
-        return config | {"head_dim": mixer.key_width, "expand_v": expand_v, "num_v_heads": mixer.num_v_heads}
-    scale = mixer.num_heads / encoder.d_model
-    config |= {"expand_k": mixer.key_width * scale, "expand_v": mixer.value_width * scale}
+        return config | {"head_dim": d_key, "expand_v": d_value / d_key, "num_v_heads": mixer.num_v_heads}
+    config |= {"expand_k": d_key * mixer.num_heads / encoder.d_model}
+    config |= {"expand_v": d_value * mixer.num_heads / encoder.d_model}
     config |= {"use_beta": mixer.direction.beta is not None}
     return config | {"qk_activation": mixer.qk_activation, "qk_norm": mixer.qk_norm}
 
