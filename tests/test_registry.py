@@ -77,6 +77,7 @@ def test_every_source_file_of_the_three_folders_registers_something():
     }
     shared = {"tasks/base.py", "tasks/generated.py", "tasks/images.py", "tasks/series.py"}
     around_mixers = {"models/causal_lm.py", "models/encoder_forecaster.py", "models/sequence_classifier.py"}
+    around_mixers.add("models/nystromformer_encoder.py")  # of published weights, for no task
     assert silent == shared | around_mixers
 
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Axial": "zoo.mixers.axial",
+    "AxialTransformer": "zoo.models.axial_transformer",
     "CausalLM": "zoo.models.causal_lm",
     "DeltaNet": "zoo.mixers.deltanet",
     "Encoder": "zoo.encoder",
@@ -42,6 +43,7 @@ _EXPORTS = {
     "register_mixer": "zoo.registry",
     "register_model": "zoo.registry",
     "register_task": "zoo.registry",
+    "sample_images": "zoo.sampling",
     "save_pretrained": "zoo.weights",
     "spec": "zoo.registry",
     "to_linen": "zoo.interop",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from zoo.mixers.nystromformer import Nystromformer as Nystromformer
     from zoo.mixers.retnet import RetNet as RetNet
     from zoo.mixers.softmax import Softmax as Softmax
+    from zoo.models.axial_transformer import AxialTransformer as AxialTransformer
     from zoo.models.causal_lm import CausalLM as CausalLM
     from zoo.models.informer_forecaster import InformerForecaster as InformerForecaster
     from zoo.models.itransformer import ITransformer as ITransformer
@@ -82,6 +85,7 @@ if TYPE_CHECKING:
     from zoo.registry import register_model as register_model
     from zoo.registry import register_task as register_task
     from zoo.registry import spec as spec
+    from zoo.sampling import sample_images as sample_images
     from zoo.training.run import load_run as load_run
     from zoo.weights import load_pretrained as load_pretrained
     from zoo.weights import save_pretrained as save_pretrained
