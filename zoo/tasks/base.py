@@ -24,6 +24,7 @@ class TaskInfo:
       vocab_size: number of token ids, the padding id 0 included; None for scalars.
       num_classes: C; of a task that asks for tokens the number of their ids, as `vocab_size`.
       max_len: length that every sequence is padded or cut to; of images the number of rows.
+      pairs: the inputs are two sequences side by side, [B, T, 2], and the label is that of the pair.
       output: what is asked for: one "label" for each sequence (a classifier answers), after each position the "token"
         that comes next (a causal language model answers), the rows of the "series" that follow (a forecaster does), or
         every value of the "image" from those before it (a density model does).
@@ -43,6 +44,7 @@ class TaskInfo:
     num_marks: int = 0
     image_shape: tuple[int, int, int] | None = None
     num_values: int | None = None
+    pairs: bool = False
 
 
 class Task(abc.ABC):

@@ -10,12 +10,14 @@ from zoo import registry
 from zoo.encoder import BodyConfig, EncoderConfig
 from zoo.models.causal_lm import CausalLM
 from zoo.models.encoder_forecaster import EncoderForecaster
+from zoo.models.pair_classifier import PairClassifier
 from zoo.models.sequence_classifier import SequenceClassifier
 from zoo.tasks.base import Task, TaskInfo
 from zoo.training.recipe import ModelConfig, Recipe, RecipeError
 
 # Settings of the model section that only one kind of model around an encoder reads.
-_ONLY = {"label": ("pooling", "head_dim"), "token": ("tie_embeddings",), "series": ("use_norm",)}
+_PAIRS = ("head_layers", "head_activation", "pair_features")
+_ONLY = {"label": ("pooling", "head_dim", *_PAIRS), "token": ("tie_embeddings",), "series": ("use_norm",)}
 
 
 def make_task(recipe: Recipe, data_dir: Path | None = None) -> Task:
@@ -80,6 +82,8 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
     if spec.kind == "model":
         if info.inputs not in spec.inputs:
             raise RecipeError(f"{spec.name} reads {' or '.join(spec.inputs)}; {recipe.task.name} has {info.inputs}.")
+        if info.pairs:
+            raise RecipeError(f"{spec.name} reads one sequence at a time; {recipe.task.name} has pairs. Take a mixer.")
         offered = {**dataclasses.asdict(model), **dataclasses.asdict(info)}
         arguments = {name: value for name, value in offered.items() if name in accepted} | recipe.options
         return _with_options_named(lambda rngs: cls(**arguments, rngs=rngs), recipe, spec.name)
@@ -113,6 +117,9 @@ def model_maker(recipe: Recipe, info: TaskInfo) -> Callable[[nnx.Rngs], nnx.Modu
             )
         if info.output == "token":
             return CausalLM(config, tie_embeddings=model.tie_embeddings, rngs=rngs)
+        if info.pairs:
+            pair_head = {name: getattr(model, name) for name in ("pooling", "head_dim", *_PAIRS)}
+            return PairClassifier(config, info.num_classes, **pair_head, rngs=rngs)
         return SequenceClassifier(config, info.num_classes, pooling=model.pooling, head_dim=model.head_dim, rngs=rngs)
 
     return _with_options_named(make, recipe, spec.name)
@@ -126,6 +133,9 @@ def _check_output(recipe: Recipe, info: TaskInfo) -> None:
             "model.causal=true."
         )
     default, kind = ModelConfig(), {"label": "classifiers", "token": "language models", "series": "forecasters"}
+    for name in () if info.pairs or info.output != "label" else _PAIRS:
+        if getattr(recipe.model, name) != getattr(default, name):
+            raise RecipeError(f"model.{name} is for classifiers of pairs; {recipe.task.name} has single sequences.")
     for output in _ONLY.keys() - {info.output}:
         for name in _ONLY[output]:
             if getattr(recipe.model, name) != getattr(default, name):

@@ -17,6 +17,7 @@ import yaml
 
 from zoo.encoder import BodyConfig, check_choices
 from zoo.layers.pooling import Pooling
+from zoo.models.pair_classifier import HeadActivation, PairFeatures
 from zoo.registry import did_you_mean
 from zoo.training.shipped import list_recipes, recipe_folder
 
@@ -68,6 +69,8 @@ class ModelConfig(BodyConfig):
       causal: every block sees the past only; tasks that ask for the next token need it.
       pooling: of a classifier, see `zoo.layers.pooling.pool`.
       head_dim: of a classifier, width of the head's inner layer; None for a single Linear.
+      head_layers, head_activation, pair_features: of a classifier of pairs, see
+        `zoo.models.pair_classifier.PairClassifier`.
       tie_embeddings: of a language model, see `zoo.models.causal_lm.CausalLM`.
       use_norm: of a forecaster, see `zoo.models.encoder_forecaster.EncoderForecaster`.
     """
@@ -75,6 +78,9 @@ class ModelConfig(BodyConfig):
     causal: bool = False
     pooling: Pooling = "mean"
     head_dim: int | None = None
+    head_layers: int = 1
+    head_activation: HeadActivation = "relu"
+    pair_features: PairFeatures = "nli"
     tie_embeddings: bool = False
     use_norm: bool = True
 
@@ -82,6 +88,8 @@ class ModelConfig(BodyConfig):
         super().__post_init__()
         if self.head_dim is not None and not 1 <= self.head_dim <= 2**20:
             raise ValueError(f"head_dim must be from 1 to {2**20}, or null for none, got {self.head_dim}.")
+        if not 1 <= self.head_layers <= 8:
+            raise ValueError(f"head_layers must be from 1 to 8, got {self.head_layers}.")
 
 
 @dataclasses.dataclass(frozen=True)
