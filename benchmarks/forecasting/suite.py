@@ -86,8 +86,8 @@ def records() -> list[dict[str, Any]]:
 def table(results: list[dict[str, Any]]) -> str:
     """MSE and MAE on the test split by recipe, beside the published figures, and DLinear's and the naive ones."""
     lines = [
-        "Every test window, mean over seeds (in brackets: each seed); `by` is ours less the published. Lookback 96, but "
-        "for Informer, whose own protocol has 48 for this horizon.",
+        "Every test window, mean over seeds (in brackets: each seed); `by` is ours less the published. The lookback is "
+        "96, for Informer, whose own protocol it is, 48.",
         "",
         "| data, horizon | variant | MSE | MAE | published | by | repeat last / season | updates | seeds |",
         "|---|---|---|---|---|---|---|---:|---|",
@@ -104,8 +104,9 @@ def table(results: list[dict[str, Any]]) -> str:
         if published:
             shown = f"{published['mse']:.3f} / {published['mae']:.3f}"
             by = f"{statistics.fmean(mse) - published['mse']:+.4f} / {statistics.fmean(mae) - published['mae']:+.4f}"
+        name = recipe.split("/")[-1].replace("_", ", ")
         lines.append(
-            f"| {recipe.split('/')[-1].replace('_', ', ')} | {variant.removesuffix('_forecaster')} | {_mean(mse)} | {_mean(mae)} "
+            f"| {name} | {variant.removesuffix('_forecaster')} | {_mean(mse)} | {_mean(mae)} "
             f"| {shown} | {by} | {naive['repeat_last']:.3f} / {season} "
             f"| {_listed(mine, 'steps')} | {_listed(mine, 'seed')} |"
         )
