@@ -288,6 +288,7 @@ def _train(args: argparse.Namespace) -> None:
         f"test {metrics} ({result['select']}, step {chosen['step']}); "
         f"baselines: {baselines}; {published and published + '; '}"
         f"{result['parameters']:,} parameters; {folder / 'result.json'}"
+        + "".join(f"\nNote: {caution}." for caution in result.get("cautions", ()))
     )
 
 

@@ -184,6 +184,8 @@ def to_markdown(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
         lines.append(f"| *{name.replace('_', ' ')}* | {scale * value:.{digits}f} | no model | | | | | |")
     if text := published_text(result["published"], [row["variant"] for row in rows]):
         lines += ["", text[0].upper() + text[1:] + "."]
+    for caution in result.get("cautions", ()):
+        lines += ["", f"Note: {caution}."]
     where = "the device's" if rows[0]["device_peak_bytes"] else "the process's"
     lines += [
         "",

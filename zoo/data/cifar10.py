@@ -1,6 +1,5 @@
 """CIFAR-10 (Krizhevsky 2009) in its publisher's binary form, read from the archive or from the folder in it."""
 
-import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -9,11 +8,17 @@ from typing import Literal
 
 import numpy as np
 
+from zoo.data.archives import Archive, read_to_the_end
 from zoo.data.manifest import DataError
 
-ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
-ORIGIN = "Get it from https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 binary version, 162 MB)."
-_PUBLISHED_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10 = Archive(
+    name="cifar-10-binary.tar.gz",
+    folder="cifar-10-batches-bin",
+    size=170_052_171,
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    origin="Get it from https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 binary version, 162 MB).",
+)
+ARCHIVE, FOLDER, ORIGIN = CIFAR10.name, CIFAR10.folder, CIFAR10.origin
 _FILES = {"train": tuple(f"data_batch_{part}.bin" for part in range(1, 6)), "test": ("test_batch.bin",)}
 _ROWS, _PIXELS = 10_000, 3 * 32 * 32
 
@@ -24,15 +29,7 @@ def find_cifar10(folder: Path) -> Path:
     Raises:
       DataError: there is neither.
     """
-    manual = folder / "downloads" / "manual"
-    for place in (manual, folder):
-        for name in (ARCHIVE, FOLDER):
-            if (place / name).exists():
-                return place / name
-    raise DataError(
-        f"There is no {ARCHIVE} below {folder}. {ORIGIN} Put it at {manual / ARCHIVE}, or give its folder as "
-        "--data-dir."
-    )
+    return CIFAR10.find(folder)
 
 
 def read_cifar10(path: str | Path, split: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,11 +60,7 @@ def read_cifar10(path: str | Path, split: Literal["train", "test"]) -> tuple[np.
 
 def is_published(path: str | Path) -> bool | None:
     """Whether an archive is the publisher's to the byte; None of a folder, for which there is no checksum."""
-    path = Path(path)
-    if path.is_dir():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == _PUBLISHED_MD5
+    return CIFAR10.is_published(path)
 
 
 def _from_folder(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
@@ -91,6 +84,7 @@ def _from_archive(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
                 file = archive.extractfile(member)
                 assert file is not None
                 yield name, file.read()
+            read_to_the_end(archive)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{path} cannot be read as {ARCHIVE}, or is cut short ({error or type(error).__name__}). {ORIGIN}"

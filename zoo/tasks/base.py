@@ -96,6 +96,10 @@ class Task(abc.ABC):
         """Takes the facts of the data that a model was trained on, so that the data itself is not needed."""
         del facts
 
+    def cautions(self) -> list[str]:
+        """What must be read with every result on this data, a sentence each without a full stop; mostly nothing."""
+        return []
+
     def arguments(self, batch: dict[str, "jax.Array"]) -> dict[str, Any]:
         """What a model is called with besides `batch["inputs"]`."""
         return {"mask": batch["mask"]}

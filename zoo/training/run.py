@@ -207,6 +207,7 @@ def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
         "batch_size": recipe.train.batch_size,
         "max_len": trainer.task.info.max_len,
         "data": trainer.task.fingerprint(),
+        "cautions": trainer.task.cautions(),
         "mesh": describe(trainer.mesh),
         "processes": jax.process_count(),
         "steps_per_second": clock["steps"] / clock["seconds"] if clock["steps"] else None,
@@ -384,4 +385,6 @@ def evaluate_run(
     )
     eval_step = make_eval_step(loaded.functional, loaded.task, loaded.mesh)
     metrics = evaluate(eval_step, loaded.params, loaded.rest, batches, put_batch(loaded.mesh))
-    return {"run": str(folder), "which": which, "step": loaded.step, "split": split, **metrics}
+    found = {"run": str(folder), "which": which, "step": loaded.step, "split": split, **metrics}
+    cautions = loaded.task.cautions()
+    return {**found, "cautions": cautions} if cautions else found

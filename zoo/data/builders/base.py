@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def quiet_tfds() -> Iterator[None]:
             yield
     finally:
         tfds.enable_progress_bar()
+
+
+def tidy(work: Path) -> None:
+    """Deletes what making a data set left, and the folder for such where it was the last one."""
+    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        work.parent.rmdir()
 
 
 def read_ragged(folder: Path, split: str, *, mend: str, tokens: str = "tokens", label: str = "label") -> RaggedSource:

@@ -1,6 +1,5 @@
 """ListOps as a TFDS data set: drawn here (`full`, `smoke`), or read from the published files (`published`)."""
 
-import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from zoo.data.builders.base import StableBuilder, quiet_tfds
+from zoo.data.builders.base import tidy as _tidy
 from zoo.data.listops import GENERATOR_VERSION, NUM_CLASSES, SMOKE_LAW, VOCABULARY, Law
 from zoo.data.listops_draw import Expressions, draw_splits
 from zoo.data.listops_published import find_published, read_published
@@ -234,13 +234,6 @@ def prepare(
     if progress:
         print(f"lra_listops/{config.name}: written to {folder}", file=sys.stderr)
     return folder
-
-
-def _tidy(work: Path) -> None:
-    """Deletes what making a data set left, and the folder for such where it was the last one."""
-    shutil.rmtree(work, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        work.parent.rmdir()
 
 
 def open_dataset(config: ListopsConfig, data_dir: Path | str | None = None, *, verify: bool = False) -> dict[str, Any]:

@@ -85,6 +85,13 @@ class Cifar10(ImageDensityTask):
         self._images.clear()
         self.prepare()
 
+    def cautions(self) -> list[str]:
+        """That the file is not known to be the publisher's, where it is not."""
+        from zoo.data.cifar10 import find_cifar10, is_published
+
+        path = find_cifar10(self.data_dir)
+        return [] if is_published(path) else [f"unverified data: {path.name} is not the publisher's by its checksum"]
+
     def describe(self) -> dict[str, Any]:
         """Sizes, values, checksum, the file, and whether it is the publisher's.
 

@@ -1,0 +1,83 @@
+"""Archives that publishers ship: where they are looked for, whether they are theirs, and the order of their rows."""
+
+import dataclasses
+import hashlib
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.data.manifest import DataError, file_sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file that a publisher ships.
+
+    Attributes:
+      name: of the file.
+      folder: what is in it, which is taken in the place of the file where it has been unpacked.
+      size, sha256: of the publisher's file, in bytes and hex.
+      origin: where it is to be had, a sentence.
+    """
+
+    name: str
+    folder: str
+    size: int
+    sha256: str
+    origin: str
+
+    def find(self, data_dir: Path, given: str | Path | None = None) -> Path:
+        """The archive, or the unpacked folder: `given`, or below a data folder or its `downloads/manual`.
+
+        Raises:
+          DataError: there is neither.
+        """
+        if given is not None:
+            path = Path(given).expanduser().absolute()
+            if not path.exists():
+                raise DataError(f"There is no {path}. {self.origin}")
+            return path
+        manual = data_dir / "downloads" / "manual"
+        for place in (manual, data_dir):
+            for name in (self.name, self.folder):
+                if (place / name).exists():
+                    return place / name
+        raise DataError(
+            f"There is no {self.name} below {data_dir}. {self.origin} Put it at {manual / self.name}, or give its "
+            "folder as --data-dir."
+        )
+
+    def is_published(self, path: str | Path) -> bool | None:
+        """Whether a file is the publisher's to the byte; None of a folder, for which there is no checksum."""
+        path = Path(path)
+        if path.is_dir():
+            return None
+        return path.stat().st_size == self.size and file_sha256(path) == self.sha256
+
+
+def read_to_the_end(archive: tarfile.TarFile) -> None:
+    """Reads what follows the last member, where gzip keeps the checksum of all before it.
+
+    Raises:
+      OSError, EOFError: the archive was changed, or its end is missing.
+    """
+    assert archive.fileobj is not None
+    while archive.fileobj.read(1 << 20):
+        pass
+
+
+def tfds_order(keys: Sequence[str | int], split: str) -> list[int]:
+    """The places of `keys` in the order in which TFDS' catalogue stores such examples of a split.
+
+    It sorts by the MD5 of the split's name followed by the key. What is sliced off there, as `train[90%:]`, is known
+    from this order.
+    """
+    salt = hashlib.md5(split.encode())
+
+    def digest(key: str | int) -> bytes:
+        salted = salt.copy()
+        salted.update(str(key).encode())
+        return salted.digest()
+
+    digests = [digest(key) for key in keys]
+    return sorted(range(len(keys)), key=digests.__getitem__)

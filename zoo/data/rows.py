@@ -1,0 +1,74 @@
+"""Datasets of bytes and of pixels in memory, as LRA's models read them."""
+
+from typing import Any
+
+import numpy as np
+
+from zoo.data.source import RaggedSource
+
+
+class ByteSource(RaggedSource):
+    """Texts as bytes: a token is the byte's value plus 1, so that 0 is padding and nothing else.
+
+    Takes what `RaggedSource` does; `tokens` are the bytes themselves, uint8.
+    """
+
+    def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Returns a padded batch, see `zoo.data.source.Source.gather`."""
+        batch = super().gather(indices, length)
+        batch["inputs"] += batch["mask"]
+        return batch
+
+    def part(self, first: int, last: int) -> "ByteSource":
+        """Rows `first` to `last` - 1, without a copy."""
+        offsets = self.offsets[first : last + 1]
+        return ByteSource(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], self.labels[first:last])
+
+
+class PixelSource:
+    """Grey images as sequences of pixels, row by row.
+
+    Args:
+      pixels: uint8 [N, L].
+      labels: integer [N], from 0.
+      scale: None for tokens, whose id is the pixel's value; or mean and deviation: (value - mean) / deviation, scalars.
+      black_is_padding: leave black pixels out of the mask, as the original code does by accident.
+
+    Raises:
+      ValueError: the shapes do not fit one another, or there are no images.
+      TypeError: `pixels` are no bytes.
+    """
+
+    def __init__(
+        self,
+        pixels: Any,
+        labels: Any,
+        *,
+        scale: tuple[float, float] | None = None,
+        black_is_padding: bool = False,
+    ):
+        self.pixels, self.labels = np.asarray(pixels), np.asarray(labels).astype(np.int32)
+        if self.pixels.dtype != np.uint8:
+            raise TypeError(f"pixels must be uint8, got {self.pixels.dtype}.")
+        if self.pixels.ndim != 2 or not self.pixels.size or self.labels.shape != self.pixels.shape[:1]:
+            raise ValueError(
+                f"pixels must be [N, L] and labels [N], at least one, got {self.pixels.shape} and {self.labels.shape}."
+            )
+        self.scale, self.black_is_padding = scale, black_is_padding
+        self.lengths = np.full(len(self.pixels), self.pixels.shape[1], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+        """Returns a padded batch, see `zoo.data.source.Source.gather`."""
+        pixels = self.pixels[indices, :length]
+        mask = np.zeros((len(pixels), length), bool)
+        inputs = np.zeros(mask.shape, np.int32 if self.scale is None else np.float32)
+        mask[:, : pixels.shape[1]] = pixels > 0 if self.black_is_padding else True
+        if self.scale is None:
+            inputs[:, : pixels.shape[1]] = pixels
+        else:
+            mean, deviation = self.scale
+            inputs[:, : pixels.shape[1]] = (pixels.astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+        return {"inputs": inputs, "mask": mask, "label": self.labels[indices]}
