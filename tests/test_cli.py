@@ -73,7 +73,7 @@ def test_the_help_names_every_command(zoo):
         (["train", "lra/smoke/listops", "options.heads=3"], "options.heads: softmax has no such option. Did you mean"),
         (["train", "lra/smoke/listops", "options.num_heads=two"], "softmax with options {'num_heads': 'two'}: "),
         (["list", "soft*", "more"], "unrecognized arguments: more"),
-        (["data", "prepare", "lra/listop"], "zoo: There is no task named 'lra/listop'. Did you mean lra/listops?"),
+        (["data", "prepare", "lra/listop"], "zoo: There is no task named 'lra/listop'. Did you mean lra/listops"),
         (["data", "info", "lra/listops/smok"], "zoo: ListOps has no source 'smok'; there are full, smoke, published."),
         (["data", "info", "lra/listops/smoke"], "is not prepared; run: zoo data prepare lra/listops/smoke"),
         (["compare", "lra/smoke/listops", "--variants", "softmax", "--seeds", "a"], "--seeds takes whole numbers"),
@@ -139,7 +139,9 @@ def test_list(zoo):
 def test_recipes_are_listed(zoo):
     _, out, _ = zoo("list", "--kind", "recipe")
     assert {"lra/original/listops", "lra/small/listops", "lra/smoke/listops"} <= set(out.split())
-    assert json.loads(zoo("list", "--kind", "recipe", "*/smoke/*", "--json")[1]) == ["lra/smoke/listops"]
+    assert json.loads(zoo("list", "--kind", "recipe", "*/smoke/*", "--json")[1]) == [
+        f"lra/smoke/{task}" for task in ("image", "listops", "text")
+    ]
 
 
 def test_json_has_the_facts(zoo):

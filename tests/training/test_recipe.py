@@ -17,6 +17,7 @@ from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.recipe import Recipe, RecipeError, list_recipes, load_recipe, recipe_from_dict
 
 SMOKE = "lra/smoke/listops"
+PROTOCOLS = ("original", "small", "smoke")
 KEYS = [
     f"{section}.{field.name}"
     for section in ("task", "model", "train")
@@ -35,7 +36,8 @@ def file(tmp_path):
 
 
 def test_there_are_recipes_for_three_protocols():
-    assert {f"lra/{protocol}/listops" for protocol in ("original", "small", "smoke")} <= set(list_recipes())
+    wanted = {f"lra/{protocol}/{task}" for protocol in PROTOCOLS for task in ("listops", "text", "image")}
+    assert wanted <= set(list_recipes())
 
 
 def task_of(recipe):
