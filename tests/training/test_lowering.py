@@ -32,6 +32,8 @@ def batch_of(task, rows):
             "marks": ((rows, length + info.horizon, info.num_marks), jnp.float32),
             "target": ((rows, info.horizon, info.num_variates), jnp.float32),
         }
+    if info.output == "image":
+        shapes = {"inputs": ((rows, *info.image_shape), jnp.int32)}
     shapes["weight"] = ((rows,), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
@@ -56,8 +58,8 @@ def lowered(variant, overrides, platforms, recipe="lra/smoke/listops"):
 @pytest.mark.parametrize("case", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", VARIANTS, ids=lambda spec: spec.name)
 def test_the_training_step_lowers(spec, case):
-    series = spec.inputs == ("series",)
-    recipe = "forecasting/lookback96/etth1_96" if series else "lra/smoke/listops"
+    recipes = {("series",): "forecasting/lookback96/etth1_96", ("image",): "density/shapes"}
+    recipe = recipes.get(spec.inputs, "lra/smoke/listops")
     for exported in lowered(spec.name, CASES[case], PLATFORMS, recipe):
         assert exported.platforms == PLATFORMS
         text = exported.mlir_module()
