@@ -8,6 +8,7 @@ of the sequence, `step` for one more token.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
@@ -22,6 +23,14 @@ from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 Remat = Literal["none", "full", "dots"]
+
+
+def rematerialized(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """`function`, recomputed in the backward pass: all of it ("full"), but for matrix products ("dots"), or not."""
+    if remat == "none":
+        return function
+    policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, policy=policy)
 
 
 def check_choices(config: Any) -> None:
@@ -435,8 +444,7 @@ def run_layers(
         return x, (_changed(block, before), state)
 
     if config.remat != "none":
-        policy = None if config.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        run = jax.checkpoint(run, policy=policy)
+        run = rematerialized(run, config.remat)
     if config.scan_layers:
         x, (changed, states) = jax.lax.scan(
             lambda x, layer: run(layer[0], x, *layer[1:]), x, (nnx.state(blocks[0]), keys, states)

@@ -338,7 +338,7 @@ def test_learns_a_few_images_by_heart(channels):
         ({"num_values": 1}, "num_values must be at least 2"),
         ({"num_heads": 3}, "d_model=8 is not divisible by num_heads=3"),
         ({"train_channels": "two"}, "unknown train_channels 'two'; there are one, all"),
-        ({"remat": "dots"}, "unknown remat 'dots'; there are none, full"),
+        ({"remat": "dot"}, "unknown remat 'dot'; there are none, full, dots"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )

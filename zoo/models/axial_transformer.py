@@ -3,13 +3,14 @@
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import initializers
 
+from zoo.encoder import Remat, rematerialized
 from zoo.layers.axial_positions import AxialPositions
 from zoo.layers.dropout import Dropout
 from zoo.layers.projections import HeadProjections
@@ -127,7 +128,7 @@ class AxialTransformer(nnx.Module):
       d_ff: inner width of the MLPs; None for D.
       dropout: rate on what a block adds.
       train_channels: "one", drawn at random for each image in each training call, as the authors train, or "all".
-      remat: "full" recomputes blocks in the backward pass.
+      remat: recompute blocks in the backward pass, see `zoo.encoder.BodyConfig`.
       implementation: of the attention, see `zoo.ops.axial_attention`.
       dtype: of the computation; None follows the parameters. Logits are float32.
       param_dtype: dtype of the parameters.
@@ -152,7 +153,7 @@ class AxialTransformer(nnx.Module):
         d_ff: int | None = None,
         dropout: float = 0.0,
         train_channels: Literal["one", "all"] = "one",
-        remat: Literal["none", "full"] = "none",
+        remat: Remat = "none",
         implementation: str | None = None,
         dtype: DType | None = None,
         param_dtype: DType = jnp.float32,
@@ -175,7 +176,7 @@ class AxialTransformer(nnx.Module):
             raise ValueError(f"num_values must be at least 2 and d_ff at least 1, got {num_values} and {d_ff}.")
         for name, value, known in (
             ("train_channels", train_channels, ("one", "all")),
-            ("remat", remat, ("none", "full")),
+            ("remat", remat, get_args(Remat)),
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}.")
@@ -344,7 +345,7 @@ class AxialTransformer(nnx.Module):
                 continue
             graph, state = nnx.split(block)
             run = lambda state, x, key, graph=graph: _apply(nnx.merge(graph, state), x, key, deterministic)  # noqa: E731
-            x = jax.checkpoint(run)(state, x, key)
+            x = rematerialized(run, self.remat)(state, x, key)
         return x
 
     def _check(self, images: Array, *, values: bool = False) -> None:
