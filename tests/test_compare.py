@@ -114,6 +114,12 @@ def test_a_metric_that_is_no_accuracy_is_shown_as_it_is():
     assert "ublished" not in table
 
 
+def test_what_is_to_be_read_with_a_result_stands_below():
+    one = {**result("a", 0, 0.4), "cautions": ["unverified data: it has another checksum"]}
+    assert "\nNote: unverified data: it has another checksum.\n" in to_markdown(summarise([one]), one)
+    assert "Note:" not in to_markdown(summarise([result("a", 0, 0.4)]), result("a", 0, 0.4))
+
+
 def test_published_figures_stand_below():
     published = {"a": {"mse": 0.386, "mae": 0.405}, "b": 37.1, "source": "a paper"}
     assert published_text(published, ["a", "c"]) == "published: a mse 0.386, mae 0.405 (a paper)"

@@ -143,6 +143,7 @@ def test_cifar(cifar):
     facts = json.loads(json.dumps(task.describe()))
     assert facts["splits"] == {"train": 50, "validation": 10, "test": 12}
     assert facts["origin"] == "an unpacked folder"
+    assert task.cautions() == ["unverified data: cifar-10-batches-bin is not the publisher's by its checksum"]
     small = Cifar10(data_dir=cifar, size=16)
     assert small.info.image_shape == (16, 16, 3)
     square = images[0, 2:4, 6:8, 1].astype(int)

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.registry import did_you_mean
 from zoo.tasks.base import SPLITS, ClassificationTask, Split
-from zoo.tasks.shortcuts import BagOfTokens, majority_accuracy, token_counts
+from zoo.tasks.shortcuts import BagOfTokens, length_percentiles, majority_accuracy, token_counts
 
 if TYPE_CHECKING:
     from zoo.data.builders.archives import ArchiveBuilder
@@ -165,13 +165,11 @@ class ArchiveTask(ClassificationTask):
 
     def _summary(self, split: Split) -> dict[str, Any]:
         rows, first, last = self._rows(split)
-        lengths = np.percentile(rows.lengths[first:last], [0, 5, 25, 50, 75, 95, 100])
-        names = ("min", "p5", "p25", "p50", "p75", "p95", "max")
         part = self._part(split)
         return {
             "examples": last - first,
             "from": f"{part.stored}[{part.first}%:{part.last}%]",
-            "lengths": {name: float(length) for name, length in zip(names, lengths, strict=True)},
+            "lengths": length_percentiles(rows.lengths[first:last]),
             "cut": int((rows.lengths[first:last] > self.info.max_len).sum()),
             "labels": np.bincount(rows.labels[first:last], minlength=self.info.num_classes).tolist(),
         }

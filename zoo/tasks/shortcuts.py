@@ -33,6 +33,15 @@ def token_counts(source: Any, length: int, vocab_size: int) -> np.ndarray:
     return counts
 
 
+def length_percentiles(lengths: np.ndarray) -> dict[str, float]:
+    """Smallest, largest and percentiles between of lengths, integer [N]."""
+    names = ("min", "p5", "p25", "p50", "p75", "p95", "max")
+    return {
+        name: float(value)
+        for name, value in zip(names, np.percentile(lengths, [0, 5, 25, 50, 75, 95, 100]), strict=True)
+    }
+
+
 class BagOfTokens:
     """Multinomial logistic regression on log(1 + count) of every token, standardised.
 

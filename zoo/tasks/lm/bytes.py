@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from zoo.data.tokens import WindowSource
 
 _MAX_LEN = 256
-# Some installations leave out the tests, and site-packages are no part of the library.
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_HELD_OUT = {0: "test", 1: "validation"}  # of 20 parts
 
 
 @register_task(
@@ -168,19 +165,20 @@ class Bytes(TokenTask):
         return {**sums, "bpb": sums["loss"] / math.log(2)}
 
     def _path(self) -> Path:
-        import sysconfig
+        from zoo.data.stdlib import library_folder
 
-        return Path(sysconfig.get_paths()["stdlib"] if self.source == "stdlib" else self.source).expanduser()
+        return library_folder() if self.source == "stdlib" else Path(self.source).expanduser()
 
     def _read(self) -> dict[str, list[bytes]]:
         """The documents of each split; read once per task object."""
         from zoo.data.manifest import DataError
+        from zoo.data.stdlib import read_library
 
         if self._documents is not None:
             return self._documents
         path = self._path()
         try:
-            documents = _read_library(path, self.seed) if self.source == "stdlib" else _cut(path.read_bytes())
+            documents = read_library(path, self.seed) if self.source == "stdlib" else _cut(path.read_bytes())
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read: {error.strerror}. Give the path of a text file: task.source=..."
@@ -198,15 +196,3 @@ class Bytes(TokenTask):
 def _cut(text: bytes) -> dict[str, list[bytes]]:
     first, second = len(text) * 90 // 100, len(text) * 95 // 100
     return {"train": [text[:first]], "validation": [text[first:second]], "test": [text[second:]]}
-
-
-def _read_library(folder: Path, seed: int) -> dict[str, list[bytes]]:
-    documents: dict[str, list[bytes]] = {name: [] for name in SPLITS}
-    for path in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder).as_posix()
-        if _LEFT_OUT & set(name.split("/")) or path.name.startswith("_sysconfigdata"):  # of this machine
-            continue
-        part = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") % 20
-        if text := path.read_bytes():
-            documents[_HELD_OUT.get(part, "train")].append(text)
-    return documents
