@@ -88,16 +88,21 @@ def read_aan(path: Path) -> Iterator[tuple[int, bytes, bytes]]:
       OSError: it cannot be read.
     """
     with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        number = 0
-        while line := file.readline(_LINE_LIMIT):
-            number += 1
-            cells = line.rstrip(b"\n").removesuffix(b"\r").split(b"\t")
-            if len(cells) != 5 or cells[0] not in (b"0.0", b"1.0", b"0", b"1"):
-                raise DataError(
-                    f"{path}, line {number}: {len(cells)} cells, the first {cells[0][:20]!r}. A line has a label (0.0 "
-                    "or 1.0), two ids and two texts, between tabs. Fetch the file again."
-                )
-            yield int(cells[0][:1]), cells[3], cells[4]
+        yield from parse_aan(file, str(path))
+
+
+def parse_aan(file: Any, name: str) -> Iterator[tuple[int, bytes, bytes]]:
+    """As `read_aan`, from an open file of bytes that is called `name` in messages."""
+    number = 0
+    while line := file.readline(_LINE_LIMIT):
+        number += 1
+        cells = line.rstrip(b"\n").removesuffix(b"\r").split(b"\t")
+        if len(cells) != 5 or cells[0] not in (b"0.0", b"1.0", b"0", b"1"):
+            raise DataError(
+                f"{name}, line {number}: {len(cells)} cells, the first {cells[0][:20]!r}. A line has a label (0.0 or "
+                "1.0), two ids and two texts, between tabs. Fetch the file again."
+            )
+        yield int(cells[0][:1]), cells[3], cells[4]
 
 
 def collect(rows: Iterator[tuple[int, bytes, bytes]], numbers: dict[bytes, int], most: int) -> Pairs:

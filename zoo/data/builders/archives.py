@@ -21,11 +21,14 @@ _NEEDED_BYTES = 300 * 2**20  # more than any of these sets takes
 
 
 class Rows(NamedTuple):
-    """The examples of a split: bytes and a label each, and the keys by which TFDS' catalogue orders them."""
+    """The examples of a split: bytes and a label each, and the keys by which TFDS' catalogue orders them.
+
+    None for keys leaves them in the order that they have.
+    """
 
     rows: Sequence[bytes]
     labels: Sequence[int]
-    keys: Sequence[str | int]
+    keys: Sequence[str | int] | None
 
 
 class ArchiveBuilder(StableBuilder):
@@ -91,6 +94,8 @@ class ArchiveBuilder(StableBuilder):
 
 
 def _ordered(rows: Rows, split: str) -> Rows:
+    if rows.keys is None:
+        return rows
     order = tfds_order(rows.keys, split)
     return Rows([rows.rows[i] for i in order], [rows.labels[i] for i in order], [rows.keys[i] for i in order])
 

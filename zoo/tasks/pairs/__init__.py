@@ -1,0 +1,1 @@
+"""Pairs of documents: stand-ins for LRA's Retrieval, under names of their own."""
