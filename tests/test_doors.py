@@ -9,6 +9,7 @@ from flax import nnx
 
 import zoo
 from zoo import registry
+from zoo.functional import pure_dict
 from zoo.testing.case import assert_close
 
 SPECS = [spec for spec in registry.list_specs() if spec.kind != "task"]
@@ -36,6 +37,12 @@ def arguments_of(spec) -> tuple[dict, np.ndarray, dict]:
     return options | {"vocab_size": 7, "num_classes": 3, "max_len": 16}, DRAW.integers(1, 7, size=(2, 16)), {}
 
 
+def _perturb(module: nnx.Module) -> None:
+    """Moves every parameter away from its initial value, which for some is 0, or nearly."""
+    draw, params = np.random.default_rng(1), nnx.state(module, nnx.Param)
+    nnx.update(module, jax.tree.map(lambda p: (p + 0.3 * draw.normal(size=p.shape)).astype(p.dtype), params))
+
+
 @pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)], ids=["float32", "bfloat16"]
 )
@@ -52,18 +59,23 @@ def test_doors(spec, dtype):
     key = jax.random.key(0)
     module = cls(**options, rngs=nnx.Rngs(key))
     module.eval()
+    _perturb(module)
     expected = jax.jit(lambda module, x, call: module(x, **call))(module, x, call)
     assert np.isfinite(np.asarray(expected, np.float32)).all()
+    assert np.abs(np.asarray(expected, np.float32)).max() > 0.1  # or a bound on differences would show nothing
     bound = 2e-6 if dtype == "float32" else 2e-2
 
     with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
         tree = cls(**options, rngs=nnx.Rngs(key))
         tree.eval()
+        _perturb(tree)
         found = nnx.jit(lambda module, x, call: module(x, **call))(tree, x, call)
     assert_close(found, expected, "tree mode against graph mode", bound)
 
     init, apply = zoo.init_apply(spec.name, **options)
-    params, variables = init(key, return_variables=True)
+    made, variables = init(key, return_variables=True)
+    params = pure_dict(nnx.state(module, nnx.Param))
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
     found = jax.jit(lambda params, x, call: apply(params, x, variables=variables, **call))(params, x, call)
     assert_close(found, expected, "plain functions against NNX", bound)
 

@@ -392,6 +392,8 @@ def test_beyond_the_last_position_there_is_nothing():
     longer = jnp.tile(TOKENS, (1, 2))
     hidden, _ = module(longer, state=module.init_state(2, max_len=12), return_state=True)
     assert bool(jnp.isfinite(hidden).all())
+    assert module(longer).shape == (2, 12, 8)
+    module = Encoder(dataclasses.replace(CONFIG, causal=True), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"axis 1 \(T\) of inputs is 12, more than max_len=6"):
         module(longer)
 

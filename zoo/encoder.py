@@ -113,7 +113,7 @@ class EncoderConfig(BodyConfig):
       mixer_options: further arguments of its constructor.
       inputs: "tokens" or "scalars".
       vocab_size: number of token ids.
-      max_len: longest sequence.
+      max_len: longest sequence; with positions "none" nothing depends on it but mixers that have a `max_len`.
       causal: every block sees the past only.
       cls_token: put a learned vector in front.
     """
@@ -306,8 +306,8 @@ class Encoder(nnx.Module):
           return_state: also return the state after `inputs`.
 
         Raises:
-          ValueError: `inputs` or `mask` is misshapen, T exceeds `max_len` (with a state and positions "none" there is
-            no such limit), or tokens are not integers; or a state is used in an encoder that keeps none.
+          ValueError: `inputs` or `mask` is misshapen, T exceeds `max_len` (with positions "none" there is no such
+            limit), or tokens are not integers; or a state is used in an encoder that keeps none.
           TypeError: `mask` is not boolean.
         """
         check_shapes("encoder", "inputs [B, T]", inputs, mask)

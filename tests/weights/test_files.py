@@ -62,7 +62,9 @@ def test_folders(tmp_path):
         read_tensors(tmp_path / "nothing.safetensors")
 
 
-@pytest.mark.parametrize("place", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b"])
+@pytest.mark.parametrize(
+    "place", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "x" * 400]
+)
 def test_an_index_that_points_outside_opens_nothing(tmp_path, place):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -82,7 +84,11 @@ def test_broken_indexes(tmp_path):
     write_index(tmp_path, {"a": "model.safetensors.index.json"})
     with pytest.raises(WeightsError, match="no file of weights"):
         read_tensors(tmp_path)
-    for text in ("{", "[1]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[" * 100_000):
+    write_index(tmp_path, {"b": "gone.safetensors"})
+    write_safetensors(tmp_path / "other.safetensors", A | {"b": np.zeros(2, np.float32)})
+    write_index(tmp_path, {"a": "other.safetensors", "b": "gone.safetensors"})
+    equal(read_tensors(tmp_path), A | B)  # from the file that the index names
+    for text in ("{", "[1]", '{"weight_map": {}}', '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[" * 100_000):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(WeightsError, match=r"index\.json"):
             read_tensors(tmp_path)
@@ -108,3 +114,11 @@ def test_damaged_safetensors(tmp_path):
         with pytest.raises(WeightsError, match=r"damaged.*Fetch it again") as caught:
             read_tensors(path)
         assert str(path) in str(caught.value), what
+
+
+def test_numbers_of_an_unknown_kind(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"ab")
+    with pytest.raises(WeightsError, match="of a kind that is not read here"):
+        read_tensors(path)

@@ -171,6 +171,7 @@ def test_what_cannot_be_described(tmp_path):
         (nystromformer(pinv_init="per_matrix"), 'has not pinv_init="global"'),
         (itransformer(mixer="nystromformer"), "its mixer is nystromformer"),
         (nystromformer(conv_kernel_size=None), "no convolution"),
+        (itransformer(mixer="flowformer"), "its mixer_options are"),
         (informer(sample="shared"), "share their sample"),
         (informer(activation="silu"), "neither gelu_exact nor relu"),
         (zoo.Mamba(8, causal=True, rngs=nnx.Rngs(0)), "has no config file"),
@@ -191,7 +192,13 @@ def test_folders_that_cannot_be_loaded(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; only 'silu'"),
         ({"hidden_size": 32}, "do not fit CausalLM"),
         ({"hidden_size": -1}, "config.json"),
-        ({"num_hidden_layers": 3}, "missing: backbone.layers.2"),
+        ({"num_hidden_layers": 3}, r"no tensor backbone\.layers\.2\."),
+        ({"num_hidden_layers": 1000}, r"no tensor backbone\.layers\.999\."),
+        ({"num_hidden_layers": 10**9}, "must be a whole number from 1 to"),
+        ({"hidden_size": 10**9}, "hidden_size=1000000000"),
+        ({"expand": float("inf")}, "config.json"),
+        ({"norm_eps": 1e-5}, "flash-linear-attention's Mamba"),
+        ({"architectures": ["MambaModel"]}, r"architectures=\['MambaModel'\]; MambaForCausalLM"),
         ({"num_hidden_layers": 1}, "surplus: backbone.layers.1"),
         ({"state_size": "many"}, "config.json"),
     ):
@@ -223,7 +230,42 @@ def test_the_hub_gives_a_folder(monkeypatch, tmp_path):
         asked.update(name=name, revision=revision, patterns=allow_patterns)
         return str(tmp_path)
 
-    module = types.SimpleNamespace(snapshot_download=snapshot_download)
+    files = ["config.json", "model.safetensors", "pytorch_model.bin", "training_args.bin"]
+    module = types.SimpleNamespace(
+        snapshot_download=snapshot_download, list_repo_files=lambda name, *, revision: files if name else revision
+    )
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", module)
     assert_same(zoo.load_pretrained("owner/name", revision="v1"), MODELS["mamba"]())
-    assert asked == {"name": "owner/name", "revision": "v1", "patterns": ["*.json", "*.safetensors", "*.bin"]}
+    assert asked == {"name": "owner/name", "revision": "v1", "patterns": ["config.json", "model.safetensors"]}
+    files[1:2] = ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]
+    zoo.load_pretrained("owner/name")
+    assert asked["patterns"] == ["config.json", "model.safetensors.index.json", "model-*.safetensors"]
+    files[:] = ["config.json", "flax_model.msgpack"]
+    with pytest.raises(WeightsError, match="has no file of weights"):
+        zoo.load_pretrained("owner/name")
+
+
+def test_a_recurrent_model_reads_any_length(tmp_path):
+    zoo.save_pretrained(MODELS["mamba"](), tmp_path)
+    tokens = jnp.zeros((1, 1500), int)
+    assert jax.eval_shape(zoo.load_pretrained(tmp_path), tokens).shape == (1, 1500, 24)
+
+
+def test_buffers_of_older_nystromformer_files(tmp_path):
+    for name in ("nystromformer", "nystromformer_lm"):
+        model, prefix = MODELS[name](), "nystromformer." if name.endswith("lm") else ""
+        zoo.save_pretrained(model, tmp_path)
+        tensors = weights.read_tensors(tmp_path)
+        buffers = {f"{prefix}embeddings.position_ids": np.arange(32)[None] + 2}
+        weights.write_safetensors(tmp_path / "model.safetensors", tensors | buffers)
+        assert_same(zoo.load_pretrained(tmp_path), model)
+        buffers = {f"{prefix}embeddings.position_ids": np.arange(32)[None]}
+        weights.write_safetensors(tmp_path / "model.safetensors", tensors | buffers)
+        with pytest.raises(WeightsError, match="a constant of the model"):
+            zoo.load_pretrained(tmp_path)
+
+
+def test_dtypes_that_there_are_not(tmp_path):
+    zoo.save_pretrained(MODELS["mamba"](), tmp_path)
+    with pytest.raises(ValueError, match="param_dtype=float16 is not known"):
+        zoo.load_pretrained(tmp_path, param_dtype=jnp.float16)

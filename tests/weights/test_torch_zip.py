@@ -1,5 +1,6 @@
 """PyTorch's files: what is read, and what is refused without being run."""
 
+import contextlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -102,11 +103,16 @@ def test_code_is_named_and_not_run(tmp_path, protocol):
         (b"}(" + sizes([1]) + number(1) + b"u", "damaged"),
         (items(w=tensor("9", (2,), (1,))), "lacks the numbers of 'w'"),
         (items(w=tensor("0", (3,), (1,))), "larger than its storage of 2 numbers"),
-        (items(w=tensor("0", (2**40,), (0,), size=2)), "larger than its storage"),
+        (items(w=tensor("0", (2**40,), (0,), size=2)), r"expanded view; save it after \.contiguous"),
         (items(w=tensor("0", (2,), (1,), offset=2**62)), "larger than its storage"),
         (items(w=tensor("0", (2,), (-1,), offset=1)), "impossible sizes"),
         (items(w=tensor("0", (2,), (1, 1))), "impossible sizes"),
-        (items(w=tensor("0", (1,) * 9, (1,) * 9)), "9 axes"),
+        (items(w=tensor("0", (1,) * 9, (1,) * 9)), "too many axes"),
+        (items(w=tensor("0", (0, 2**62), (1, 1))), "damaged"),
+        (b"ctorch\nSize\n(](" + number(1) * 9 + b"etR", "too many axes"),
+        (b"ccollections\nOrderedDict\n](" + text("a") + number(1) + b"\x86e\x85R", "damaged"),
+        (b"ctorch\nComplexFloatStorage\n.", "a kind of tensor that is not read here"),
+        (b"ctorch._utils\n_rebuild_tensor_v3\n.", "a kind of tensor that is not read here"),
     ],
 )
 def test_hostile_pickles(tmp_path, body, match):
@@ -151,3 +157,53 @@ def test_the_other_byte_order(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/byteorder", b"big")
     refused(path, "other byte order")
+
+
+def test_an_axis_of_one_may_have_any_stride(tmp_path):
+    body = pickle_of(items(w=tensor("0", (1, 2), (2**62, 1))))
+    np.testing.assert_array_equal(read_tensors(write_archive(tmp_path / "x.pt", body, {"0": bytes(8)}))["w"], [[0, 0]])
+
+
+def test_a_tensor_beside_the_weights_of_a_checkpoint(tmp_path):
+    both = items(best=tensor("0", (1,), (1,)), state_dict=items(w=tensor("0", (2,), (1,))))
+    assert list(read_tensors(write_archive(tmp_path / "x.pt", pickle_of(both), {"0": bytes(8)}))) == ["w"]
+
+
+def test_no_byte_of_a_file_is_read_twice(tmp_path):
+    """Entries of the directory that point at one and the same, or have one name: small files would become large ones."""
+    data = bytes(100_000)
+    body = pickle_of(items(**{str(i): tensor(str(i), (25_000,), (1,)) for i in range(50)}))
+    path = write_archive(tmp_path / "x.pt", body, {"0": data})
+    with zipfile.ZipFile(path, "a") as archive:
+        (first,) = [info for info in archive.infolist() if info.filename.endswith("data/0")]
+        for i in range(1, 50):
+            again = zipfile.ZipInfo(f"archive/data/{i}")
+            for name in ("header_offset", "file_size", "compress_size", "CRC"):
+                setattr(again, name, getattr(first, name))
+            archive.filelist.append(again)
+        archive._didModify = True
+    assert path.stat().st_size < 120_000
+    refused(path, "lies over another entry")
+    write_archive(path, body, {"0": data})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("archive/data/0", data)
+    refused(path, "there twice")
+
+
+def test_many_operations_are_refused(tmp_path):
+    refused(write_archive(tmp_path / "x.pt", pickle_of(b"}" * 1_100_000)), "too many operations")
+    refused(write_archive(tmp_path / "x.pt", pickle_of(text("a" * 9_000_000))), "too many to be one")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damage_anywhere_is_said_so(tmp_path, seed):
+    """Two bytes changed at random places: the same tensors, or others, or an error of ours."""
+    whole, draw = MADE.read_bytes(), np.random.default_rng(seed)
+    path = tmp_path / "x.pt"
+    for _ in range(100):
+        data = bytearray(whole)
+        for place in draw.integers(len(data), size=2):
+            data[place] = draw.integers(256)
+        path.write_bytes(data)
+        with contextlib.suppress(WeightsError):
+            read_tensors(path)

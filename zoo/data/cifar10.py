@@ -1,5 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009) in its publisher's binary form, read from the archive or from the folder in it."""
 
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ def _from_archive(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
                 assert file is not None
                 yield name, file.read()
             read_to_the_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
             f"{path} cannot be read as {ARCHIVE}, or is cut short ({error or type(error).__name__}). {ORIGIN}"
         ) from error

@@ -1,5 +1,6 @@
 """IMDB reviews (Maas et al. 2011) in their publisher's form, read from the archive or from the folder in it."""
 
+import lzma
 import re
 import tarfile
 import zlib
@@ -73,7 +74,7 @@ def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
                 assert file is not None
                 yield name, file.read()
             read_to_the_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
             f"{path} cannot be read as {IMDB.name}, or is cut short ({error or type(error).__name__}). {IMDB.origin}"
         ) from error

@@ -33,7 +33,7 @@ class Embedding(nnx.Module):
 
     Args:
       d_model: D.
-      max_len: longest sequence, the CLS vector not counted.
+      max_len: longest sequence, the CLS vector not counted; no limit with positions "none".
       inputs: "tokens" (integers [B, T]) or "scalars" (reals [B, T]).
       vocab_size: number of token ids; needed for tokens.
       positions: "sinusoidal" (fixed), "learned", "axial" (learned, the sum of a vector for each axis of a grid that the
@@ -145,7 +145,7 @@ class Embedding(nnx.Module):
         check_shapes("embedding", "inputs [B, T]", inputs)
         if places is not None and self.cls_token:
             raise ValueError("an embedding with a CLS vector in front takes no places.")
-        if inputs.shape[1] > self.max_len and (places is None or self.positions != "none"):
+        if inputs.shape[1] > self.max_len and self.positions != "none":
             raise ValueError(f"axis 1 (T) of inputs is {inputs.shape[1]}, more than max_len={self.max_len}.")
         if self.inputs == "tokens" and not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise ValueError(f"inputs='tokens' needs integers, got {inputs.dtype}.")

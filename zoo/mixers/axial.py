@@ -147,6 +147,8 @@ class Axial(nnx.Module):
         if implementation is not None and implementation not in (*self.implementations, "cudnn"):
             known = ", ".join((*self.implementations, "cudnn"))
             raise ValueError(f"axial has no implementation {implementation!r}; it has {known} (or None).")
+        if max_len is not None and max_len < 1:
+            raise ValueError(f"max_len={max_len} must be at least 1, or None.")
         self.max_len = max_len
         self.d_model = d_model
         self.form: Form = form
@@ -282,7 +284,12 @@ class Axial(nnx.Module):
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     lengths = tuple(int(length) for length in shape)
-    if not lengths or any(length < 1 for length in lengths[1:]) or not (lengths[0] >= 1 or lengths[0] == -1):
+    if (
+        not lengths
+        or lengths != tuple(shape)
+        or any(length < 1 for length in lengths[1:])
+        or not (lengths[0] >= 1 or lengths[0] == -1)
+    ):
         raise ValueError(f"shape must be lengths of axes, at least 1, of which the first may be -1; got {list(shape)}.")
     return lengths
 

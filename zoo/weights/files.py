@@ -11,7 +11,7 @@ from zoo.weights.errors import WeightsError, listed
 from zoo.weights.torch_zip import is_torch_file, read_torch
 
 # What a folder's weights are called, in the order in which they are looked for.
-_IN_FOLDERS = (
+IN_FOLDERS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
@@ -77,14 +77,14 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in _IN_FOLDERS:
+    for name in IN_FOLDERS:
         if (folder / name).is_file():
             return folder / name
     found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ENDINGS))
     if len(found) == 1:
         return folder / found[0]
     several = f"several files of weights ({listed(found)}): name one of them" if found else "no file of weights"
-    raise WeightsError(f"{folder} has {several}. Looked for: {', '.join(_IN_FOLDERS)}.")
+    raise WeightsError(f"{folder} has {several}. Looked for: {', '.join(IN_FOLDERS)}.")
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -93,7 +93,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, TypeError, ValueError, KeyError) as error:
+    except AttributeError as error:  # of NumPy, which lacks the dtype
+        raise WeightsError(f"{path} holds numbers of a kind that is not read here: {error}.") from None
+    except (SafetensorError, TypeError, ValueError, KeyError, OSError) as error:
         raise WeightsError(
             f"{path} is damaged, or neither safetensors nor a file of torch.save: {error}. Fetch it again."
         ) from None
@@ -101,11 +103,11 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
         raise WeightsError(f"{index} has no weight_map from names to files.")
     shards = sorted(set(places.values()))
-    outside = [name for name in shards if name != Path(name).name or name in ("", ".", "..") or "\\" in name]
-    if outside:
+    plain = {name for name in shards if name == Path(name).name and "\\" not in name and len(name) < 256}
+    if outside := sorted(set(shards) - plain | set(shards) & {"", ".", ".."}):
         raise WeightsError(f"{index} points outside its folder ({listed(outside)}); nothing there was opened.")
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
@@ -114,7 +116,8 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
     for shard in shards:
         if shard.endswith(".json"):
             raise WeightsError(f"{index} names {shard}, which is no file of weights.")
-        tensors |= read_tensors(index.parent / shard)
+        found = read_tensors(index.parent / shard)
+        tensors |= {name: found[name] for name, place in places.items() if place == shard and name in found}
     if lacking := sorted(set(places) - set(tensors)):
         raise WeightsError(f"the files of {index} lack tensors that it names: {listed(lacking)}. Fetch them again.")
     return {name: tensors[name] for name in places}

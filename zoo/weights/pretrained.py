@@ -11,13 +11,11 @@ from flax import nnx
 
 from zoo.typing import DType
 from zoo.weights.errors import WeightsError
-from zoo.weights.files import read_json, read_tensors, write_safetensors
+from zoo.weights.files import IN_FOLDERS, read_json, read_tensors, write_safetensors
 from zoo.weights.formats.base import Format
 from zoo.weights.tables import dump, fill
 
 _MODULES = ("mamba", "fla", "nystromformer", "forecasters", "layers")
-# Of a hub repository: all that can be read here, and the config.
-_PATTERNS = ("*.json", "*.safetensors", "*.bin")
 
 
 def formats() -> dict[str, Format]:
@@ -70,14 +68,22 @@ def load_pretrained(
             + "; ".join(entry.source for entry in formats().values() if entry.reads is not None)
             + "."
         )
-    dtypes = {"dtype": param_dtype if dtype is None else dtype, "param_dtype": param_dtype}
+    dtypes = {"dtype": jnp.dtype(param_dtype if dtype is None else dtype), "param_dtype": jnp.dtype(param_dtype)}
+    for name, kind in dtypes.items():
+        if kind not in (jnp.float32, jnp.bfloat16, jnp.float16) or (name == "param_dtype" and kind == jnp.float16):
+            raise ValueError(f"{name}={kind} is not known; there are float32 and bfloat16 (float16 to compute in).")
+    tensors = read_tensors(folder)
     try:
         build = found.builder(config)
+        last = "" if found.last_layer is None else found.last_layer(config)
+        # Before the model is built, which takes long if it has many layers.
+        if not any(name.startswith(last) for name in tensors):
+            raise WeightsError(f"the files have no tensor {last}*, which the last of so many layers would have.")
         # Shapes alone: the initial numbers would be thrown away.
         model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0), **dtypes))
-    except (WeightsError, ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise WeightsError(f"{folder / 'config.json'}: {error}") from error
-    load(model, folder, format=found.name)
+    fill(model, found.table(model), tensors, source=str(folder))
     model.eval()
     return model
 
@@ -170,9 +176,16 @@ def _folder(source: str | Path, revision: str | None) -> Path:
     if not isinstance(source, str) or source.count("/") != 1 or path.exists() or source.startswith((".", "~", "/")):
         raise FileNotFoundError(f"{source} is no folder, and no name of a hub repository (owner/name).")
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
     except ImportError:
         raise ImportError(
             f"{source!r} is no folder here; to fetch it from the hub, pip install 'seqzoo[hub]' (or huggingface_hub)."
         ) from None
-    return Path(snapshot_download(source, revision=revision, allow_patterns=list(_PATTERNS)))
+    names = list_repo_files(source, revision=revision)
+    weights = next((name for name in IN_FOLDERS if name in names), None)
+    if weights is None:
+        raise WeightsError(f"{source} has no file of weights. Looked for: {', '.join(IN_FOLDERS)}.")
+    # Not what a repository holds besides: the same weights in other formats, and states of trainers.
+    shards = f"{weights.partition('.')[0]}-*.{weights.split('.')[1]}"
+    wanted = ["config.json", weights, *([shards] if weights.endswith(".json") else [])]
+    return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))

@@ -57,6 +57,7 @@ class Entry(NamedTuple):
       fixed: for what is no variable: makes the tensor. It need not be among those that are read; if it is, it must be
         nearly equal (float32 tables of sines differ by 2e-4 between code bases).
       optional: need not be among the tensors that are read, and is not written.
+      shape: of what is fixed; it is made for tensors of that shape only.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Entry(NamedTuple):
     layout: Layout = SAME
     fixed: Callable[[], np.ndarray] | None = None
     optional: bool = False
+    shape: tuple[int, ...] = ()
 
 
 Table = list[Entry]
@@ -144,9 +146,11 @@ def dump(module: nnx.Module, table: Table) -> dict[str, np.ndarray]:
     _check_table(table, found)
     tensors = {}
     for item in table:
+        if item.optional:
+            continue
         if item.fixed is not None:
             tensors[item.name] = item.fixed()
-        elif not item.optional:
+        else:
             arrays = [np.asarray(found[path].get_value()) for path in item.paths]
             tensors[item.name] = np.asarray(item.layout.write(arrays), order="C")
     return tensors
@@ -163,8 +167,7 @@ def _check_table(table: Table, found: Mapping[str, Any]) -> None:
 def _read(item: Entry, tensor: np.ndarray, found: Mapping[str, Any], values: dict[str, np.ndarray]) -> list[str]:
     """Puts the variables of a tensor into `values`; says what is wrong with it."""
     if item.fixed is not None:
-        expected = item.fixed()
-        same = tensor.shape == expected.shape and (expected.ndim == 0 or np.allclose(tensor, expected, atol=1e-3))
+        same = tensor.shape == item.shape and (not item.shape or np.allclose(tensor, item.fixed(), atol=1e-3))
         return [] if same else [f"{item.name} (a constant of the model, which has other values)"]
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         return [f"{item.name} ({tensor.dtype}, not real numbers)"]

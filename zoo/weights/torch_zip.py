@@ -2,15 +2,16 @@
 
 Since version 1.6 `torch.save` writes a zip archive, uncompressed: `<root>/data.pkl` is a pickle that says which tensors
 there are, `<root>/data/<key>` the bytes of each storage. The pickle is not unpickled but read: a small interpreter
-knows the operations and the six names that a dict of tensors needs, builds dicts, lists and tensors of them, and
-refuses everything else. Nothing in the file is imported or called.
+knows the operations and the names that a dict of tensors needs, builds dicts, lists and tensors of them, and refuses
+everything else. Nothing in the file is imported or called, and what is built is no larger than the file.
 """
 
 import io
 import math
 import pickletools
+import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,12 @@ import numpy as np
 
 from zoo.weights.errors import WeightsError
 
-# Of a pickle that describes a state dict; the largest published ones have some thousand tensors, below 1 MB.
-_PICKLE_LIMIT = 64 * 2**20
+# Of a pickle that describes a state dict: bytes and operations. The largest published ones have some thousand tensors,
+# below 1 MB and of thirty operations each.
+_PICKLE_LIMIT = 8 * 2**20
+_OPERATIONS_LIMIT = 1_000_000
+_MOST_AXES = 8
+_LOCAL_HEADER = 30  # bytes before the name of an entry of a zip archive
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _DTYPES: dict[str, Any] = {
     "DoubleStorage": np.float64,
@@ -34,6 +39,7 @@ _DTYPES: dict[str, Any] = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_DAMAGE = (zipfile.BadZipFile, struct.error, ValueError, ArithmeticError, LookupError, EOFError, OSError, RuntimeError)
 # Names below which training scripts keep the state dict of the model.
 _INSIDE = ("state_dict", "model_state_dict", "model")
 
@@ -84,21 +90,19 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, path)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except WeightsError:
+        raise
+    except _DAMAGE as error:
         raise WeightsError(f"{path} is damaged or no file of PyTorch: {error}. Fetch it again.") from error
 
 
 def _read_archive(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]:
+    _check_entries(archive.infolist(), path)
     infos = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise WeightsError(f"{path} is a zip archive, but not one of torch.save: it has no <root>/data.pkl.")
     root = pickles[0].removesuffix("data.pkl")
-    room = path.stat().st_size
-    for name, info in infos.items():
-        # torch.save compresses nothing, so nothing that is read can be larger than the file.
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > room:
-            raise WeightsError(f"{path}: {name} is compressed, which torch.save does not do; it was not unpacked.")
     if infos[pickles[0]].file_size > _PICKLE_LIMIT:
         raise WeightsError(f"{path}: the list of tensors has {infos[pickles[0]].file_size} bytes, too many to be one.")
     if f"{root}byteorder" in infos and archive.read(f"{root}byteorder") != b"little":
@@ -116,12 +120,30 @@ def _read_archive(archive: zipfile.ZipFile, path: Path) -> dict[str, np.ndarray]
     return {name: _view(tensor, storages[tensor.storage.key], f"{path}: {name!r}") for name, tensor in tensors.items()}
 
 
+def _check_entries(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Raises unless each byte of the file belongs to one entry, as it is: so that no more can be read than there is."""
+    end, names = 0, set()
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise WeightsError(
+                f"{path}: {info.filename} is compressed, which torch.save does not do; it was not unpacked."
+            )
+        if info.header_offset < end or info.filename in names:
+            raise WeightsError(f"{path}: {info.filename} lies over another entry, or is there twice; nothing was read.")
+        end = info.header_offset + _LOCAL_HEADER + len(info.filename.encode()) + info.file_size
+        names.add(info.filename)
+    if end > path.stat().st_size:
+        raise WeightsError(f"{path} is cut short. Fetch it again.")
+
+
 def _state_dict(found: Any, path: Path) -> dict[str, Any]:
     """The dict of tensors in what the pickle describes."""
     if isinstance(found, dict):
         for name in _INSIDE:
-            if isinstance(found.get(name), dict) and not any(isinstance(value, _Tensor) for value in found.values()):
-                found = found[name]
+            inner = found.get(name)
+            if isinstance(inner, dict) and any(isinstance(value, _Tensor) for value in inner.values()):
+                found = inner
+                break
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found):
         raise WeightsError(f"{path} holds no dict of tensors by name, but a {type(found).__name__}.")
     return found
@@ -133,7 +155,10 @@ def _view(tensor: _Tensor, storage: np.ndarray, where: str) -> np.ndarray:
     numbers = storage[: storage.size // dtype.itemsize * dtype.itemsize].view(dtype)
     if len(shape) != len(strides) or min((*shape, *strides, tensor.offset), default=0) < 0:
         raise WeightsError(f"{where} has impossible sizes {shape} and strides {strides}.")
+    strides = tuple(0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True))
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if last < numbers.size < math.prod(shape):
+        raise WeightsError(f"{where} is an expanded view; save it after .contiguous().")
     if math.prod(shape) and (last >= numbers.size or math.prod(shape) > numbers.size):
         raise WeightsError(f"{where} of shape {shape} is larger than its storage of {numbers.size} numbers.")
     if not math.prod(shape):
@@ -154,7 +179,9 @@ class _Reader:
     def read(self, data: bytes) -> Any:
         """What the pickle describes."""
         try:
-            for operation, argument in self._operations(data):
+            for count, (operation, argument) in enumerate(self._operations(data)):
+                if count > _OPERATIONS_LIMIT:
+                    raise WeightsError(f"{self.path}: its list of tensors has too many operations to be one.")
                 if operation == "STOP":
                     return self.stack.pop()
                 self._do(operation, argument)
@@ -228,9 +255,14 @@ class _Reader:
             raise TypeError("a name that is no text")
         found = _Name(module, name)
         if found not in _BUILDERS and not (module == "torch" and name in _DTYPES):
+            if module in ("torch._utils", "torch.storage") or (module == "torch" and name.endswith("Storage")):
+                raise WeightsError(
+                    f"{self.path} has a kind of tensor that is not read here ({module}.{name}). Convert it to one of "
+                    f"{', '.join(kind.removesuffix('Storage').lower() for kind in _DTYPES)}, or save it as safetensors."
+                )
             raise WeightsError(
                 f"{self.path} names {module}.{name}, which no dict of tensors needs; it was neither imported nor run. "
-                "Do not trust the file; if you made it, save model.state_dict() alone, best as safetensors."
+                "If you made the file, save model.state_dict() alone, best as safetensors; if not, do not trust it."
             )
         return found
 
@@ -247,11 +279,22 @@ class _Reader:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    for sizes in (shape, strides):
+        if not isinstance(sizes, tuple) or len(sizes) > _MOST_AXES:
+            raise ValueError("a tensor whose sizes are none, or of too many axes")
     if not isinstance(storage, _Storage) or not all(type(size) is int for size in (offset, *shape, *strides)):
         raise TypeError("a tensor without storage or sizes")
-    if len(shape) > 8:
-        raise ValueError(f"a tensor of {len(shape)} axes")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _empty_dict() -> dict[Any, Any]:
+    return {}  # what is in it is set later, an item an operation
+
+
+def _sizes(sizes: Any) -> tuple[int, ...]:
+    if len(sizes) > _MOST_AXES:
+        raise ValueError("sizes of too many axes")
+    return tuple(sizes)
 
 
 def _dict(pairs: Any) -> dict[Any, Any]:
@@ -266,10 +309,10 @@ def _dict(pairs: Any) -> dict[Any, Any]:
 
 # What stands for the functions that torch.save names.
 _BUILDERS: dict[_Name, Callable[..., Any]] = {
-    _Name("collections", "OrderedDict"): lambda pairs=(): _dict(pairs),
+    _Name("collections", "OrderedDict"): _empty_dict,
     _Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     _Name("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    _Name("torch", "Size"): lambda sizes=(): tuple(sizes),
+    _Name("torch", "Size"): lambda sizes=(): _sizes(sizes),
 }
 _IGNORED = {"PROTO", "FRAME"}
 _PUSHED: dict[str, Callable[[Any], Any]] = {

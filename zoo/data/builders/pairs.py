@@ -4,7 +4,9 @@ The split "documents" holds each text once; in the others a row is the numbers o
 """
 
 import contextlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +89,7 @@ class LraRetrieval(ArchiveBuilder):
                     if name in splits and (file := archive.extractfile(member)) is not None:
                         with contextlib.closing(file):
                             yield splits[name], parse_aan(file, f"{path}: {member.name}")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             raise DataError(f"{path} is damaged: {error}. Fetch it again. {self.ARCHIVE.origin}") from error
 
 

@@ -26,6 +26,7 @@ class Format:
       table: of such a module.
       reads: whether a config file is one of this format; None where there are no config files.
       builder: of the model that such a config describes.
+      last_layer: how the names of tensors of its last layer begin.
       config: the config of a module.
     """
 
@@ -36,6 +37,7 @@ class Format:
     table: Callable[[Any], Table]
     reads: Callable[[Config], bool] | None = None
     builder: Callable[[Config], Builder] | None = None
+    last_layer: Callable[[Config], str] | None = None
     config: Callable[[Any], dict[str, Any]] | None = None
 
 
@@ -45,6 +47,21 @@ def need(config: Config, name: str, *also: str) -> Any:
         if config.get(known) is not None:
             return config[known]
     raise WeightsError(f"the config lacks {name!r}.")
+
+
+def need_size(config: Config, name: str, *also: str, most: int = 2**24) -> int:
+    """A positive whole number of a config. WeightsError where there is none."""
+    value = need(config, name, *also)
+    if type(value) is not int or not 1 <= value <= most:
+        raise WeightsError(f"the config has {name}={value!r}; it must be a whole number from 1 to {most}.")
+    return value
+
+
+def refuse_architectures(config: Config, *known: str) -> None:
+    """WeightsError where the config says that the files are of another class."""
+    found = config.get("architectures") or known[:1]
+    if not set(found) & set(known):
+        raise WeightsError(f"the config has architectures={list(found)}; {', '.join(known)} are read here.")
 
 
 def refuse_unlike(config: Config, **supported: Any) -> None:

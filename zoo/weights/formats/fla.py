@@ -5,7 +5,15 @@ from typing import Any
 from zoo.mixers.deltanet import DeltaNet
 from zoo.mixers.gated_deltanet import GatedDeltaNet
 from zoo.models.causal_lm import CausalLM
-from zoo.weights.formats.base import Builder, Config, Format, need, refuse_unlike, require
+from zoo.weights.formats.base import (
+    Builder,
+    Config,
+    Format,
+    need_size,
+    refuse_architectures,
+    refuse_unlike,
+    require,
+)
 from zoo.weights.formats.language import is_lm, lm_builder, lm_table
 from zoo.weights.tables import DEPTHWISE, Table, entry, inside, linear, norm
 
@@ -45,9 +53,10 @@ def _block(block: Any) -> Table:
 
 def _builder(config: Config) -> Builder:
     refuse_unlike(config, hidden_act="swish", attn=None, attnres_block_size=None, use_output_norm=True)
+    refuse_architectures(config, "DeltaNetForCausalLM", "GatedDeltaNetForCausalLM")
     kind = _TYPES[config["model_type"]]
-    width = need(config, "hidden_size")
-    options: dict[str, Any] = {"num_heads": need(config, "num_heads"), "norm_eps": config.get("norm_eps", 1e-6)}
+    width = need_size(config, "hidden_size")
+    options: dict[str, Any] = {"num_heads": need_size(config, "num_heads"), "norm_eps": config.get("norm_eps", 1e-6)}
     for name in ("use_gate", "use_short_conv", "conv_size", "allow_neg_eigval", "expand_v"):
         if name in config:
             options[name] = config[name]
@@ -55,14 +64,14 @@ def _builder(config: Config) -> Builder:
         named = ("expand_k", "use_beta", "qk_activation", "qk_norm")
         options |= {name: config[name] for name in named if name in config}
     else:
-        options |= {"d_head": need(config, "head_dim"), "num_v_heads": config.get("num_v_heads")}
+        options |= {"d_head": need_size(config, "head_dim"), "num_v_heads": config.get("num_v_heads")}
     return lm_builder(
         kind,
         options,
         tie_embeddings=config.get("tie_word_embeddings", False),
-        vocab_size=need(config, "vocab_size"),
+        vocab_size=need_size(config, "vocab_size"),
         d_model=width,
-        num_layers=need(config, "num_hidden_layers"),
+        num_layers=need_size(config, "num_hidden_layers"),
         norm_eps=config.get("norm_eps", 1e-6),
         ffn="glu",
         ffn_bias=False,
@@ -118,6 +127,7 @@ FORMATS = (
         lambda model: lm_table(model, NAMES, _block),
         lambda config: config.get("model_type") in _TYPES,
         _builder,
+        lambda config: f"model.layers.{config['num_hidden_layers'] - 1}.",
         _config,
     ),
     Format(

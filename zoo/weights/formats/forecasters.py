@@ -14,7 +14,7 @@ from zoo.layers.time_embedding import TimeEmbedding
 from zoo.models.informer_forecaster import InformerForecaster
 from zoo.models.itransformer_forecaster import ITransformerForecaster
 from zoo.weights.errors import WeightsError
-from zoo.weights.formats.base import Builder, Config, Format, need, require
+from zoo.weights.formats.base import Builder, Config, Format, need, need_size, refuse_unlike, require
 from zoo.weights.tables import CONV, POINTWISE, Entry, Table, entry, inside, linear, norm
 
 # Rows of the table of positions that Informer2020 keeps beside its weights.
@@ -37,8 +37,10 @@ def _time_table(time: TimeEmbedding | None) -> Table:
         return linear("embed", "linear")
     if time.kind == "learned":
         return [entry(f"{name}_embed.weight", name) for name in time.names]
-    sizes = {name: time._table(name) for name in time.names}
-    return [Entry(f"{name}_embed.emb.weight", (), fixed=lambda x=x: np.asarray(x)) for name, x in sizes.items()]
+    return [
+        Entry(f"{name}_embed.emb.weight", (), fixed=lambda x=x: np.asarray(x), shape=x.shape)
+        for name, x in ((name, time._table(name)) for name in time.names)
+    ]
 
 
 def _feed_forward(path: str) -> Table:
@@ -48,7 +50,10 @@ def _feed_forward(path: str) -> Table:
 def _embedding(embedding: Any) -> Table:
     table = linear("value_embedding.tokenConv", "values", layout=CONV)
     positions = Entry(
-        "position_embedding.pe", (), fixed=lambda: sinusoidal_table(_POSITIONS, embedding.d_model)[None].copy()
+        "position_embedding.pe",
+        (),
+        fixed=lambda: sinusoidal_table(_POSITIONS, embedding.d_model)[None].copy(),
+        shape=(1, _POSITIONS, embedding.d_model),
     )
     return [*table, positions, *inside(_time_table(embedding.time), "temporal_embedding.", "time.")]
 
@@ -86,6 +91,15 @@ def _informer_table(model: InformerForecaster) -> Table:
 
 # What `--freq` stands for in Informer2020: the number of time marks.
 _MARKS = {3: "d", 4: "h", 5: "t"}
+_FREQUENCIES = {"t": 5, "h": 4, "d": 3, "b": 3}
+
+
+def _activation(config: Config) -> Any:
+    known = {"gelu": "gelu_exact", "relu": "relu"}
+    found = config.get("activation", "gelu")
+    if found not in known:
+        raise WeightsError(f"the config has activation={found!r}; {' and '.join(known)} are built here.")
+    return known[found]
 
 
 def _informer_config(model: InformerForecaster) -> dict[str, Any]:
@@ -127,29 +141,30 @@ def _informer_config(model: InformerForecaster) -> dict[str, Any]:
 
 
 def _informer_builder(config: Config) -> Builder:
-    if config.get("attn", "prob") != "prob":
-        raise WeightsError(f"the config has attn={config['attn']!r}; only 'prob' is built here.")
-    if not need(config, "enc_in") == need(config, "dec_in") == need(config, "c_out"):
+    refuse_unlike(config, attn="prob")
+    freq = config.get("freq", "h")
+    if freq not in _FREQUENCIES:
+        raise WeightsError(f"the config has freq={freq!r}; {', '.join(_FREQUENCIES)} are known here.")
+    if not need_size(config, "enc_in") == need(config, "dec_in") == need(config, "c_out"):
         raise WeightsError("the config's enc_in, dec_in and c_out differ; only equal ones are built here.")
-    marks = {name: count for count, name in _MARKS.items()} | {"b": 3}
     stack = config.get("model") == "informerstack"
     arguments: dict[str, Any] = {
-        "num_variates": config["enc_in"],
-        "lookback": need(config, "seq_len"),
-        "horizon": need(config, "pred_len", "out_len"),
+        "num_variates": need_size(config, "enc_in"),
+        "lookback": need_size(config, "seq_len"),
+        "horizon": need_size(config, "pred_len", "out_len"),
         "label_len": need(config, "label_len"),
-        "num_marks": marks[config.get("freq", "h")[-1:]],
-        "d_model": need(config, "d_model"),
-        "num_heads": need(config, "n_heads"),
-        "num_layers": need(config, "e_layers"),
+        "num_marks": _FREQUENCIES[freq],
+        "d_model": need_size(config, "d_model"),
+        "num_heads": need_size(config, "n_heads"),
+        "num_layers": need_size(config, "e_layers", most=256),
         "stack": tuple(map(int, config["s_layers"].split(","))) if stack else None,
-        "decoder_layers": need(config, "d_layers"),
-        "d_ff": need(config, "d_ff"),
-        "factor": need(config, "factor"),
+        "decoder_layers": need_size(config, "d_layers", most=256),
+        "d_ff": need_size(config, "d_ff"),
+        "factor": need_size(config, "factor"),
         "distil": config.get("distil", True),
         "mix": config.get("mix", True),
         "time_embedding": config.get("embed", "timeF"),
-        "activation": "gelu_exact" if config.get("activation", "gelu") == "gelu" else "relu",
+        "activation": _activation(config),
         "dropout": config.get("dropout", 0.05),
     }
     return lambda **options: InformerForecaster(**arguments, **options)
@@ -169,6 +184,8 @@ def _itransformer_table(model: ITransformerForecaster) -> Table:
 def _itransformer_config(model: ITransformerForecaster) -> dict[str, Any]:
     config, sizes = model.config, model.sizes
     require(config.activation in ("gelu_exact", "relu"), f"its activation is {config.activation}")
+    due = {"source_clamp": None} if config.mixer == "flowformer" else {}
+    require(config.mixer_options == due, f"its mixer_options are {config.mixer_options}, not {due}")
     return {
         "model_type": "itransformer",
         "model": "iTransformer" if config.mixer == "softmax" else "iFlowformer",
@@ -193,16 +210,16 @@ def _itransformer_builder(config: Config) -> Builder:
         raise WeightsError(f"the config has model={name!r}; {' and '.join(mixers)} are built here.")
     flow = {"source_clamp": None}  # as in the authors' FlowAttention for series
     arguments: dict[str, Any] = {
-        "num_variates": need(config, "enc_in", "n_variates"),
-        "lookback": need(config, "seq_len"),
-        "horizon": need(config, "pred_len"),
+        "num_variates": need_size(config, "enc_in", "n_variates"),
+        "lookback": need_size(config, "seq_len"),
+        "horizon": need_size(config, "pred_len"),
         "num_marks": config.get("num_marks", 4),
-        "d_model": need(config, "d_model"),
-        "num_heads": need(config, "n_heads"),
-        "num_layers": need(config, "e_layers"),
-        "d_ff": need(config, "d_ff"),
+        "d_model": need_size(config, "d_model"),
+        "num_heads": need_size(config, "n_heads"),
+        "num_layers": need_size(config, "e_layers", most=256),
+        "d_ff": need_size(config, "d_ff"),
         "dropout": config.get("dropout", 0.1),
-        "activation": "gelu_exact" if config.get("activation", "gelu") == "gelu" else "relu",
+        "activation": _activation(config),
         "use_norm": bool(config.get("use_norm", 1)),
         "mixer": mixers[name],
         "mixer_options": flow if name == "iFlowformer" else {},
@@ -219,6 +236,7 @@ FORMATS = (
         _informer_table,
         lambda config: config.get("model_type") == "informer2020",
         _informer_builder,
+        lambda config: f"decoder.layers.{config['d_layers'] - 1}.",
         _informer_config,
     ),
     Format(
@@ -229,6 +247,7 @@ FORMATS = (
         _itransformer_table,
         lambda config: config.get("model_type") == "itransformer",
         _itransformer_builder,
+        lambda config: f"encoder.attn_layers.{config['e_layers'] - 1}.",
         _itransformer_config,
     ),
 )

@@ -7,7 +7,16 @@ from zoo.mixers.mamba import Mamba
 from zoo.mixers.mamba2 import Mamba2
 from zoo.models.causal_lm import CausalLM
 from zoo.weights.errors import WeightsError
-from zoo.weights.formats.base import Builder, Config, Format, need, refuse_unlike, require
+from zoo.weights.formats.base import (
+    Builder,
+    Config,
+    Format,
+    need,
+    need_size,
+    refuse_architectures,
+    refuse_unlike,
+    require,
+)
 from zoo.weights.formats.language import is_lm, lm_builder, lm_table
 from zoo.weights.tables import DEPTHWISE, LINEAR, Table, entry, inside, linear, norm
 
@@ -15,6 +24,9 @@ HF_NAMES = {"embedding": "backbone.embeddings", "norm": "backbone.norm_f", "head
 HF_NAMES |= {"layer": "backbone.layers.{i}"}
 AUTHORS_NAMES = {**HF_NAMES, "embedding": "backbone.embedding"}
 _NORM_EPS = 1e-5
+# Of speed, or of initial values, which are replaced.
+_WITHOUT_EFFECT = {"chunk_size", "use_fast_path", "use_mem_eff_path", "dt_init", "dt_scale", "dt_min", "dt_max"}
+_WITHOUT_EFFECT |= {"dt_init_floor", "A_init_range"}
 
 
 def mamba_table(mixer: Mamba) -> Table:
@@ -59,35 +71,38 @@ def _is_mamba(module: Any) -> bool:
 
 def _hf_builder(config: Config) -> Builder:
     refuse_unlike(config, hidden_act="silu")
+    refuse_architectures(config, "MambaForCausalLM", "Mamba2ForCausalLM")
+    if "norm_eps" in config or "dt_limit" in config:
+        raise WeightsError("this is flash-linear-attention's Mamba, whose config has other names; it is not read here.")
     options: dict[str, Any] = {
-        "d_state": need(config, "state_size"),
-        "d_conv": need(config, "conv_kernel"),
+        "d_state": need_size(config, "state_size"),
+        "d_conv": need_size(config, "conv_kernel"),
         "expand": need(config, "expand"),
         "conv_bias": config.get("use_conv_bias", True),
         "proj_bias": config.get("use_bias", False),
     }
     second = config["model_type"] == "mamba2"
     if second:
-        width = int(options["expand"] * need(config, "hidden_size"))
-        if need(config, "num_heads") * need(config, "head_dim") != width:
+        width = int(options["expand"] * need_size(config, "hidden_size"))
+        if need_size(config, "num_heads") * need_size(config, "head_dim") != width:
             raise WeightsError(f"the config's num_heads times head_dim is not expand * hidden_size = {width}.")
         limit = config.get("time_step_limit") or (0.0, math.inf)
         options |= {
             "d_head": config["head_dim"],
-            "num_groups": need(config, "n_groups"),
+            "num_groups": need_size(config, "n_groups"),
             "dt_limit": (float(limit[0]), float(limit[1])),
             "norm_eps": config.get("layer_norm_epsilon", _NORM_EPS),
             "gated_norm": config.get("rms_norm", True),
         }
     elif config.get("time_step_rank", "auto") != "auto":
-        options["dt_rank"] = config["time_step_rank"]
+        options["dt_rank"] = need_size(config, "time_step_rank")
     return lm_builder(
         config["model_type"],
         options,
         tie_embeddings=config.get("tie_word_embeddings", not second),
-        vocab_size=need(config, "vocab_size"),
-        d_model=need(config, "hidden_size"),
-        num_layers=need(config, "num_hidden_layers"),
+        vocab_size=need_size(config, "vocab_size"),
+        d_model=need_size(config, "hidden_size"),
+        num_layers=need_size(config, "num_hidden_layers"),
         norm_eps=config.get("layer_norm_epsilon", _NORM_EPS),
         ffn="none",
     )
@@ -144,17 +159,18 @@ def _authors_builder(config: Config) -> Builder:
     known = {"d_state": "d_state", "d_conv": "d_conv", "expand": "expand", "conv_bias": "conv_bias"}
     known |= {"bias": "proj_bias", "dt_rank": "dt_rank"} if kind == "mamba" else {"bias": "proj_bias"}
     known |= {"headdim": "d_head", "ngroups": "num_groups", "norm_before_gate": "norm_before_gate"}
-    ssm = {name: value for name, value in ssm.items() if name != "chunk_size" and value != "auto"}
+    ssm = {name: value for name, value in ssm.items() if name not in _WITHOUT_EFFECT and value != "auto"}
     if unknown := sorted(set(ssm) - set(known)):
         raise WeightsError(f"the config's ssm_cfg has {', '.join(unknown)}, which is not known here.")
-    vocabulary, multiple = need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 8)
+    vocabulary = need_size(config, "vocab_size")
+    multiple = need_size({"pad_vocab_size_multiple": 8, **config}, "pad_vocab_size_multiple")
     return lm_builder(
         kind,
         {known[name]: value for name, value in ssm.items()},
         tie_embeddings=config.get("tie_embeddings", True),
         vocab_size=-(-vocabulary // multiple) * multiple,
-        d_model=need(config, "d_model"),
-        num_layers=need(config, "n_layer"),
+        d_model=need_size(config, "d_model"),
+        num_layers=need_size(config, "n_layer"),
         norm_eps=_NORM_EPS,
         ffn="none",
     )
@@ -192,6 +208,7 @@ FORMATS = (
         lambda model: mamba_lm_table(model, HF_NAMES),
         lambda config: config.get("model_type") in ("mamba", "mamba2"),
         _hf_builder,
+        lambda config: f"backbone.layers.{config['num_hidden_layers'] - 1}.",
         _hf_config,
     ),
     Format(
@@ -200,8 +217,9 @@ FORMATS = (
         "language models of `mamba` and `mamba2`",
         _is_mamba,
         lambda model: mamba_lm_table(model, AUTHORS_NAMES),
-        lambda config: "ssm_cfg" in config and "n_layer" in config,
+        lambda config: "n_layer" in config and "d_model" in config and "model_type" not in config,
         _authors_builder,
+        lambda config: f"backbone.layers.{config['n_layer'] - 1}.",
         _authors_config,
     ),
     Format(

@@ -2,11 +2,21 @@
 
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from zoo.mixers.nystromformer import Nystromformer
 from zoo.models.nystromformer_encoder import NystromformerEncoder
-from zoo.weights.formats.base import Builder, Config, Format, need, refuse_unlike, require
+from zoo.weights.formats.base import (
+    Builder,
+    Config,
+    Format,
+    need,
+    need_size,
+    refuse_architectures,
+    refuse_unlike,
+    require,
+)
 from zoo.weights.tables import PER_HEAD, SAME, Entry, Table, entry, inside, linear, norm
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact", "relu": "relu", "silu": "silu"}
@@ -26,7 +36,15 @@ def layer_table(mixer: Nystromformer) -> Table:
 def _table(model: NystromformerEncoder) -> Table:
     require(isinstance(model.layers, nnx.List), "its layers are stacked; build it with scan_layers=False")
     names = {"word": "tokens", "position": "positions", "token_type": "token_types"}
-    table = [entry(f"embeddings.{theirs}_embeddings.weight", f"{ours}.embedding") for theirs, ours in names.items()]
+    ids = (1, model.max_len)
+    # Older files hold these buffers; newer ones do not, so that they are not written.
+    buffers = [
+        Entry("embeddings.position_ids", (), fixed=lambda: np.arange(ids[1])[None] + 2, shape=ids, optional=True),
+        Entry("embeddings.token_type_ids", (), fixed=lambda: np.zeros(ids, np.int64), shape=ids, optional=True),
+    ]
+    table = buffers + [
+        entry(f"embeddings.{theirs}_embeddings.weight", f"{ours}.embedding") for theirs, ours in names.items()
+    ]
     table += norm("embeddings.LayerNorm", "embedding_norm")
     for i, layer in enumerate(model.layers):
         block = inside(layer_table(layer.mixer), "attention.", "mixer.")
@@ -45,20 +63,24 @@ def _table(model: NystromformerEncoder) -> Table:
 
 def _builder(config: Config) -> Builder:
     refuse_unlike(config, inv_coeff_init_option=False, add_cross_attention=False)
+    refuse_architectures(config, "NystromformerModel", _MASKED_LM)
+    head = _MASKED_LM in (config.get("architectures") or ())
+    if head:
+        refuse_unlike(config, tie_word_embeddings=True)
     activation = need(config, "hidden_act")
     if activation not in _ACTIVATIONS:
         refuse_unlike(config, hidden_act="gelu_new")
-    max_len = need(config, "max_position_embeddings")
+    max_len = need_size(config, "max_position_embeddings")
     # The published code takes softmax attention where these two agree, whatever the length of the input.
-    exact = need(config, "num_landmarks") == need(config, "segment_means_seq_len")
+    exact = need_size(config, "num_landmarks") == need_size(config, "segment_means_seq_len")
     arguments: dict[str, Any] = {
-        "vocab_size": need(config, "vocab_size"),
-        "d_model": need(config, "hidden_size"),
-        "num_layers": need(config, "num_hidden_layers"),
-        "num_heads": need(config, "num_attention_heads"),
-        "d_ff": need(config, "intermediate_size"),
+        "vocab_size": need_size(config, "vocab_size"),
+        "d_model": need_size(config, "hidden_size"),
+        "num_layers": need_size(config, "num_hidden_layers"),
+        "num_heads": need_size(config, "num_attention_heads"),
+        "d_ff": need_size(config, "intermediate_size"),
         "max_len": max_len,
-        "num_token_types": need(config, "type_vocab_size"),
+        "num_token_types": need_size(config, "type_vocab_size"),
         "num_landmarks": max_len if exact else config["num_landmarks"],
         "conv_kernel_size": config.get("conv_kernel_size"),
         "pinv_init": "global",
@@ -66,7 +88,7 @@ def _builder(config: Config) -> Builder:
         "activation": _ACTIVATIONS[activation],
         "norm_eps": need(config, "layer_norm_eps"),
         "dropout": config.get("hidden_dropout_prob", 0.1),
-        "head": "masked_lm" if _MASKED_LM in (config.get("architectures") or ()) else "none",
+        "head": "masked_lm" if head else "none",
     }
 
     def build(*, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> NystromformerEncoder:
@@ -114,6 +136,10 @@ FORMATS = (
         _table,
         lambda config: config.get("model_type") == "nystromformer",
         _builder,
+        lambda config: (
+            ("nystromformer." if _MASKED_LM in (config.get("architectures") or ()) else "")
+            + f"encoder.layer.{config['num_hidden_layers'] - 1}."
+        ),
         _config,
     ),
     Format(
