@@ -13,7 +13,7 @@ from zoo.data.builders import pairs as builders
 from zoo.data.manifest import DataError
 from zoo.data.pairs import AAN_FILES
 from zoo.tasks.lra.retrieval import Retrieval
-from zoo.tasks.pairs.acl import AclPairs
+from zoo.tasks.pairs.acl import Acl
 from zoo.training.recipe import load_recipe
 from zoo.training.run import train
 
@@ -145,6 +145,6 @@ def test_a_run_on_pairs_learns(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the ACL papers are not at hand")
 def test_the_acl_papers(tmp_path):
-    task = prepared(tmp_path, SHARED, AclPairs)
+    task = prepared(tmp_path, SHARED, Acl)
     assert {name: len(task.split(name)) for name in SIZES} == {"train": 4350, "validation": 592, "test": 588}
     assert task.baselines()["bag_of_bytes"] == pytest.approx(0.645, abs=0.03)

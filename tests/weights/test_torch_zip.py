@@ -170,7 +170,7 @@ def test_a_tensor_beside_the_weights_of_a_checkpoint(tmp_path):
 
 
 def test_no_byte_of_a_file_is_read_twice(tmp_path):
-    """Entries of the directory that point at one and the same, or have one name: small files would become large ones."""
+    """Entries of the directory that point at one and the same, or have one name: small files would be large ones."""
     data = bytes(100_000)
     body = pickle_of(items(**{str(i): tensor(str(i), (25_000,), (1,)) for i in range(50)}))
     path = write_archive(tmp_path / "x.pt", body, {"0": data})

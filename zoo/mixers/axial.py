@@ -284,12 +284,8 @@ class Axial(nnx.Module):
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     lengths = tuple(int(length) for length in shape)
-    if (
-        not lengths
-        or lengths != tuple(shape)
-        or any(length < 1 for length in lengths[1:])
-        or not (lengths[0] >= 1 or lengths[0] == -1)
-    ):
+    first, *inner = lengths or (0,)
+    if lengths != tuple(shape) or min(inner, default=1) < 1 or (first < 1 and first != -1):
         raise ValueError(f"shape must be lengths of axes, at least 1, of which the first may be -1; got {list(shape)}.")
     return lengths
 

@@ -14,7 +14,7 @@ from zoo.tasks.lra.retrieval import PairTask
     test_args={"source": "smoke"},
     notes="Reads a folder acl_citation_pairs with docs.jsonl.gz and citations.tsv. Sources: full, smoke (a part).",
 )
-class AclPairs(PairTask):
+class Acl(PairTask):
     """Citations among papers of the ACL Anthology, and as many pairs that are none.
 
     The same kind of task as `lra/retrieval` at a thirtieth of its size, on other papers and with negatives of another
@@ -57,6 +57,6 @@ class AclPairs(PairTask):
         return ["a stand-in for LRA Retrieval on other papers: not to be held against its figures"]
 
     def _builder(self):
-        from zoo.data.builders.pairs import AclPairs as Builder
+        from zoo.data.builders.pairs import AclPairs
 
-        return Builder
+        return AclPairs
