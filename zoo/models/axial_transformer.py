@@ -182,7 +182,7 @@ class AxialTransformer(nnx.Module):
                 raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}.")
         self.num_values = num_values
         self.train_channels = train_channels
-        self.remat = remat
+        self.remat: Remat = remat
         self.dtype = jnp.dtype(dtype or param_dtype)
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         settings = {"num_heads": num_heads, "d_ff": d_ff or d_model, "dropout": dropout, **dtypes}
