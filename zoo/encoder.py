@@ -443,8 +443,7 @@ def run_layers(
         x, state = call(block, x, key, state)
         return x, (_changed(block, before), state)
 
-    if config.remat != "none":
-        run = rematerialized(run, config.remat)
+    run = rematerialized(run, config.remat)
     if config.scan_layers:
         x, (changed, states) = jax.lax.scan(
             lambda x, layer: run(layer[0], x, *layer[1:]), x, (nnx.state(blocks[0]), keys, states)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zoo.data import cifar10 as module
-from zoo.data.cifar10 import find_cifar10, is_published, read_cifar10
+from zoo.data.cifar10 import CIFAR10, find_cifar10, read_cifar10
 from zoo.data.manifest import DataError
 
 NAMES = [*(f"data_batch_{part}.bin" for part in range(1, 6)), "test_batch.bin"]
@@ -60,8 +60,8 @@ def test_images_and_labels_are_the_bytes_of_the_files(tmp_path):
             for row, column, channel in ((0, 0, 0), (3, 5, 1), (31, 31, 2)):
                 assert images[index, row, column, channel] == data[start + 1 + 1024 * channel + 32 * row + column]
         assert read_cifar10(path, "test")[0].shape == (ROWS, 32, 32, 3)
-    assert is_published(archive) is False
-    assert is_published(folder) is None
+    assert CIFAR10.is_published(archive) is False
+    assert CIFAR10.is_published(folder) is None
 
 
 def test_where_it_is_looked_for(tmp_path):

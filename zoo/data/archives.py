@@ -2,11 +2,16 @@
 
 import dataclasses
 import hashlib
+import lzma
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zoo.data.manifest import DataError, file_sha256
+
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
+"""What reading an archive raises that was changed or is cut short."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +21,14 @@ class Archive:
     Attributes:
       name: of the file.
       folder: what is in it, which is taken in the place of the file where it has been unpacked.
-      size, sha256: of the publisher's file, in bytes and hex.
+      size, sha256: of the publisher's file, in bytes and hex; None where the publisher names none.
       origin: where it is to be had, a sentence.
     """
 
     name: str
     folder: str
-    size: int
-    sha256: str
+    size: int | None
+    sha256: str | None
     origin: str
 
     def find(self, data_dir: Path, given: str | Path | None = None) -> Path:
@@ -48,22 +53,39 @@ class Archive:
         )
 
     def is_published(self, path: str | Path) -> bool | None:
-        """Whether a file is the publisher's to the byte; None of a folder, for which there is no checksum."""
+        """Whether a file is the publisher's to the byte; None where there is no checksum, as of a folder."""
         path = Path(path)
-        if path.is_dir():
+        if path.is_dir() or self.sha256 is None:
             return None
         return path.stat().st_size == self.size and file_sha256(path) == self.sha256
 
+    def members(self, path: Path, wanted: Callable[[str, int], bool]) -> Iterator[tuple[str, bytes]]:
+        """Names and bytes of files in the archive at `path`, in its order.
 
-def read_to_the_end(archive: tarfile.TarFile) -> None:
-    """Reads what follows the last member, where gzip keeps the checksum of all before it.
+        Args:
+          path: of the archive.
+          wanted: whether a file of this name and size is; may raise, before so much is read.
 
-    Raises:
-      OSError, EOFError: the archive was changed, or its end is missing.
-    """
-    assert archive.fileobj is not None
-    while archive.fileobj.read(1 << 20):
-        pass
+        Raises:
+          DataError: it is no such archive, was changed, or is cut short.
+        """
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    name = member.name.removeprefix("./")
+                    if member.isfile() and wanted(name, member.size):
+                        file = archive.extractfile(member)
+                        assert file is not None
+                        yield name, file.read()
+                # What follows the last member: gzip keeps the checksum of all before it there.
+                assert archive.fileobj is not None
+                while archive.fileobj.read(1 << 20):
+                    pass
+        except DAMAGE as error:
+            raise DataError(
+                f"{path} cannot be read as {self.name}, or is cut short ({error or type(error).__name__}). "
+                f"{self.origin}"
+            ) from error
 
 
 def tfds_order(keys: Sequence[str | int], split: str) -> list[int]:

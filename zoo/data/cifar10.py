@@ -1,15 +1,12 @@
 """CIFAR-10 (Krizhevsky 2009) in its publisher's binary form, read from the archive or from the folder in it."""
 
-import lzma
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from zoo.data.archives import Archive, read_to_the_end
+from zoo.data.archives import Archive
 from zoo.data.manifest import DataError
 
 CIFAR10 = Archive(
@@ -59,11 +56,6 @@ def read_cifar10(path: str | Path, split: Literal["train", "test"]) -> tuple[np.
     return np.ascontiguousarray(images), rows[:, 0].copy()
 
 
-def is_published(path: str | Path) -> bool | None:
-    """Whether an archive is the publisher's to the byte; None of a folder, for which there is no checksum."""
-    return CIFAR10.is_published(path)
-
-
 def _from_folder(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
     for name in _FILES[split]:
         try:
@@ -75,21 +67,15 @@ def _from_folder(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_archive(path: Path, split: str) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                if folder.removeprefix("./") != FOLDER or name not in _FILES[split] or not member.isfile():
-                    continue
-                _check_size(path, name, member.size)  # before so much is read
-                file = archive.extractfile(member)
-                assert file is not None
-                yield name, file.read()
-            read_to_the_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as {ARCHIVE}, or is cut short ({error or type(error).__name__}). {ORIGIN}"
-        ) from error
+    def wanted(name: str, size: int) -> bool:
+        folder, _, name = name.rpartition("/")
+        if folder != FOLDER or name not in _FILES[split]:
+            return False
+        _check_size(path, name, size)
+        return True
+
+    for name, data in CIFAR10.members(path, wanted):
+        yield name.rpartition("/")[2], data
 
 
 def _check_size(path: Path, name: str, size: int) -> None:

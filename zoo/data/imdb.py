@@ -1,13 +1,10 @@
 """IMDB reviews (Maas et al. 2011) in their publisher's form, read from the archive or from the folder in it."""
 
-import lzma
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.data.archives import Archive, read_to_the_end
+from zoo.data.archives import Archive
 from zoo.data.manifest import DataError
 
 IMDB = Archive(
@@ -63,21 +60,13 @@ def _from_folder(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _from_archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if not _NAME.fullmatch(name) or not member.isfile():
-                    continue
-                _check_size(path, name, member.size)  # before so much is read
-                file = archive.extractfile(member)
-                assert file is not None
-                yield name, file.read()
-            read_to_the_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as {IMDB.name}, or is cut short ({error or type(error).__name__}). {IMDB.origin}"
-        ) from error
+    def wanted(name: str, size: int) -> bool:
+        if not _NAME.fullmatch(name):
+            return False
+        _check_size(path, name, size)
+        return True
+
+    return IMDB.members(path, wanted)
 
 
 def _check_size(path: Path, name: str, size: int) -> None:

@@ -127,7 +127,10 @@ class ArchiveTask(ClassificationTask):
         archive = self._manifest()["archive"]
         if archive["verified"]:
             return []
-        why = "its checksum is not the publisher's" if "sha256" in archive else "a folder has no checksum"
+        if self._builder().ARCHIVE.sha256 is None:
+            why = "its publisher names no checksum"
+        else:
+            why = "its checksum is not the publisher's" if "sha256" in archive else "a folder has no checksum"
         return [f"unverified data: {archive['name']} passed the checks of its content, but {why}"]
 
     def baselines(self, split: Split = "test") -> dict[str, float]:

@@ -130,7 +130,7 @@ def test_killed_before_it_tidied_up_leaves_nothing(tiny, tmp_path, monkeypatch):
     from zoo.data.builders import listops
 
     with monkeypatch.context() as patch:
-        patch.setattr(listops, "_tidy", lambda work: None)
+        patch.setattr(listops, "tidy", lambda work: None)
         prepare(CONFIG, tmp_path, workers=1, progress=False)
     assert (tmp_path / "lra_listops" / ".work").exists()
     prepare(CONFIG, tmp_path, progress=False)

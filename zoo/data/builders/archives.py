@@ -102,9 +102,9 @@ def _ordered(rows: Rows, split: str) -> Rows:
 
 def _origin(archive: Archive, path: Path) -> dict[str, Any]:
     """What is known of the file; of a folder no more than that it is one."""
-    verified = archive.is_published(path)
-    if verified is None:
-        return {"name": archive.folder, "verified": False}
+    verified = archive.is_published(path) is True
+    if path.is_dir():
+        return {"name": archive.folder, "verified": verified}
     return {"name": archive.name, "bytes": path.stat().st_size, "sha256": file_sha256(path), "verified": verified}
 
 

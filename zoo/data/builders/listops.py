@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from zoo.data.builders.base import StableBuilder, quiet_tfds
-from zoo.data.builders.base import tidy as _tidy
+from zoo.data.builders.base import StableBuilder, quiet_tfds, tidy
 from zoo.data.listops import GENERATOR_VERSION, NUM_CLASSES, SMOKE_LAW, VOCABULARY, Law
 from zoo.data.listops_draw import Expressions, draw_splits
 from zoo.data.listops_published import find_published, read_published
@@ -223,14 +222,14 @@ def prepare(
     work = folder.parent.parent / ".work" / f"{config.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if folder.exists():
         open_dataset(config, data_dir)
-        _tidy(work)  # a process that was ended just before its own
+        tidy(work)  # a process that was ended just before its own
         return folder
     # Chunks and records together take less than this, whatever the law.
     needed = 2 * sum(config.sizes.values()) * config.law.max_length + 2**20
     with clear_disk_errors(work, needed), exclusive(work / "lock"):
         if not folder.exists():
             _build(config, default_data_dir(data_dir), work, folder, workers=workers, progress=progress)
-        _tidy(work)
+        tidy(work)
     if progress:
         print(f"lra_listops/{config.name}: written to {folder}", file=sys.stderr)
     return folder

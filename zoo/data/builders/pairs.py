@@ -4,16 +4,14 @@ The split "documents" holds each text once; in the others a row is the numbers o
 """
 
 import contextlib
-import lzma
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from zoo.data.archives import Archive
+from zoo.data.archives import DAMAGE, Archive
 from zoo.data.builders.archives import ArchiveBuilder, Rows
 from zoo.data.manifest import DataError
 from zoo.data.pairs import (
@@ -33,16 +31,16 @@ NUMBERS = np.dtype("<u4")
 AAN = Archive(
     name="lra_release.gz",
     folder="tsv_data",
-    size=0,  # neither is published anywhere, and the file was not at hand
-    sha256="",
+    size=None,
+    sha256=None,
     origin="It is https://storage.googleapis.com/long-range-arena/lra_release.gz (8 GB); of what is in it, the folder "
     f"tsv_data with {', '.join(AAN_FILES.values())} is enough.",
 )
 ACL = Archive(
     name="acl_citation_pairs.tar.gz",
     folder="acl_citation_pairs",
-    size=0,
-    sha256="",
+    size=None,
+    sha256=None,
     origin="It is a folder with docs.jsonl.gz and citations.tsv.",
 )
 ACL_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -89,7 +87,7 @@ class LraRetrieval(ArchiveBuilder):
                     if name in splits and (file := archive.extractfile(member)) is not None:
                         with contextlib.closing(file):
                             yield splits[name], parse_aan(file, f"{path}: {member.name}")
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        except DAMAGE as error:
             raise DataError(f"{path} is damaged: {error}. Fetch it again. {self.ARCHIVE.origin}") from error
 
 

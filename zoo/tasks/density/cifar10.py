@@ -87,10 +87,12 @@ class Cifar10(ImageDensityTask):
 
     def cautions(self) -> list[str]:
         """That the file is not known to be the publisher's, where it is not."""
-        from zoo.data.cifar10 import find_cifar10, is_published
+        from zoo.data.cifar10 import CIFAR10, find_cifar10
 
         path = find_cifar10(self.data_dir)
-        return [] if is_published(path) else [f"unverified data: {path.name} is not the publisher's by its checksum"]
+        if CIFAR10.is_published(path):
+            return []
+        return [f"unverified data: {path.name} is not the publisher's by its checksum"]
 
     def describe(self) -> dict[str, Any]:
         """Sizes, values, checksum, the file, and whether it is the publisher's.
@@ -98,7 +100,7 @@ class Cifar10(ImageDensityTask):
         Raises:
           DataError: see `prepare`.
         """
-        from zoo.data.cifar10 import find_cifar10, is_published
+        from zoo.data.cifar10 import CIFAR10, find_cifar10
 
         path = find_cifar10(self.data_dir)
         origin = {
@@ -106,7 +108,7 @@ class Cifar10(ImageDensityTask):
             False: "not the publisher's archive: its checksum differs",
             None: "an unpacked folder",
         }
-        return {**super().describe(), "path": str(path), "origin": origin[is_published(path)]}
+        return {**super().describe(), "path": str(path), "origin": origin[CIFAR10.is_published(path)]}
 
     def _load(self, name: Split) -> np.ndarray:
         from zoo.data.cifar10 import find_cifar10, read_cifar10

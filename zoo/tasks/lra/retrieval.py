@@ -123,11 +123,6 @@ class Retrieval(PairTask):
         del seed
         super().__init__(source, max_len, data_dir, archive)
 
-    def cautions(self) -> list[str]:
-        """That the files are not known to be the publisher's: it names no checksum."""
-        name = self._manifest()["archive"]["name"]
-        return [f"unverified data: {name} passed the checks of its content; its publisher names no checksum"]
-
     def _builder(self):
         from zoo.data.builders.pairs import LraRetrieval
 
