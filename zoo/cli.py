@@ -263,6 +263,7 @@ def _layout(args: argparse.Namespace) -> Any:
 
 def _train(args: argparse.Namespace) -> None:
     from zoo.compare import published_text
+    from zoo.training.budget import Budget
     from zoo.training.folder import default_run_dir
     from zoo.training.processes import is_main
     from zoo.training.profiling import parse_profile
@@ -283,12 +284,16 @@ def _train(args: argparse.Namespace) -> None:
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in chosen["test"].items() if name != "examples")
     baselines = ", ".join(f"{name} {value:.4g}" for name, value in result["baselines"]["test"].items())
     published = published_text(result["published"], [result["variant"]])
+    cautions = list(result.get("cautions", ()))
+    if size := result.get("budget"):
+        size = Budget(size["parameters"], size["base"])
+        cautions += [] if size.within else [f"{size.parameters:,} parameters are {size.text()}"]
     print(
         f"{result['variant']} on {result['task']}/{result['source']} ({result['protocol']}), seed {result['seed']}: "
         f"test {metrics} ({result['select']}, step {chosen['step']}); "
         f"baselines: {baselines}; {published and published + '; '}"
         f"{result['parameters']:,} parameters; {folder / 'result.json'}"
-        + "".join(f"\nNote: {caution}." for caution in result.get("cautions", ()))
+        + "".join(f"\nNote: {caution}." for caution in cautions)
     )
 
 
@@ -299,14 +304,17 @@ def _plan_text(recipe: Any, folder: Path, plan: Any) -> str:
     import jax
 
     from zoo.functional import count_parameters
+    from zoo.training.budget import budget
     from zoo.training.sharding import describe
 
+    parameters = count_parameters(plan.functional.abstract_params)
+    size = budget(recipe, plan.task.info, parameters)
     leaves = jax.tree.leaves(plan.state)
     here = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     facts = {
         "run directory": folder,
         "data": "prepared" if plan.task.is_prepared() else "to be prepared first",
-        "parameters": f"{count_parameters(plan.functional.abstract_params):,}",
+        "parameters": f"{parameters:,}" + (f", {size.text()}" if size else ""),
         "devices": f"{plan.mesh.size} ({plan.mesh.devices.flat[0].device_kind}), {describe(plan.mesh)}",
         "state": f"{here / 1e6:,.1f} MB on each device (parameters, optimizer and moving average)",
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.files import write_json, write_text
+from zoo.training.budget import MOST
 from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.folder import read_result
 from zoo.training.recipe import Recipe, load_recipe
@@ -126,6 +127,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "std": statistics.stdev(scores) if len(scores) > 1 else None,
                 f"validation_{metric}": [result[result["select"]]["validation"][metric] for result in mine],
                 "parameters": mine[0]["parameters"],
+                "size": (mine[0].get("budget") or {}).get("ratio"),
                 "steps_per_second": statistics.median(speeds) if speeds else None,
                 "step_bytes": max(result["memory"]["step"] for result in mine),
                 "host_peak_bytes": max(result["memory"]["host_peak"] for result in mine),
@@ -186,6 +188,8 @@ def to_markdown(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
         lines += ["", text[0].upper() + text[1:] + "."]
     for caution in result.get("cautions", ()):
         lines += ["", f"Note: {caution}."]
+    if large := [f"{row['variant']} ({row['size']:.2f} x)" for row in rows if (row["size"] or 0) > MOST]:
+        lines += ["", f"Note: beyond LRA's rule of at most 10 % more parameters than softmax: {', '.join(large)}."]
     where = "the device's" if rows[0]["device_peak_bytes"] else "the process's"
     lines += [
         "",

@@ -58,6 +58,30 @@ def test_the_small_protocol(task, steps, batch_size, warmup, every, length):
     assert load_recipe(recipe.name, variant="nystromformer").options == {"num_landmarks": 64, "conv_kernel_size": 35}
 
 
+# S5's table (lindermanlab/S5): layers, width, batch, epochs, rate, weight decay, dropout, updates of warm-up.
+S5 = {
+    "listops": (8, 128, 50, 40, 0.003, 0.04, 0.0, 96_000 // 50),
+    "text": (6, 256, 50, 35, 0.004, 0.07, 0.1, 0),
+    "retrieval": (6, 128, 32, 20, 0.002, 0.05, 0.0, 147_086 // 32),
+    "image": (6, 512, 50, 250, 0.0045, 0.07, 0.1, 45_000 // 50),
+}
+
+
+@pytest.mark.parametrize("task", S5)
+def test_the_ssm_protocol(task):
+    recipe = load_recipe(f"lra/ssm/{task}", variant="mamba")
+    model, config = recipe.model, recipe.train
+    found = (model.num_layers, model.d_model, config.batch_size, config.epochs, config.lr, config.weight_decay)
+    assert (*found, model.dropout, config.warmup_steps) == S5[task]
+    assert (config.state_lr, config.decay, config.schedule, config.select) == (1e-3, "all", "cosine", "best")
+    assert (model.pooling, model.causal, model.positions) == ("mean", False, "none")
+    assert check(recipe).task.info.inputs == ("scalars" if task == "image" else "tokens")
+    assert not recipe.task.options.get("black_is_padding")
+    # Attention without positions would see a bag of tokens.
+    for variant in ("softmax", "linear_attention", "flowformer", "nystromformer", "informer", "axial"):
+        assert load_recipe(recipe.name, variant=variant).model.positions == "sinusoidal"
+
+
 @pytest.mark.parametrize(
     ("name", "variant", "parameters"),
     [
@@ -71,9 +95,7 @@ def test_models_have_the_published_sizes(name, variant, parameters):
     assert count_parameters(check(load_recipe(name, variant=variant)).functional.abstract_params) == parameters
 
 
-@pytest.mark.parametrize(
-    "name", [f"lra/{protocol}/{task}" for protocol in ("original", "small") for task in ("text", "image")]
-)
+@pytest.mark.parametrize("name", [f"lra/{protocol}/{task}" for protocol in ("original", "small", "ssm") for task in S5])
 @pytest.mark.parametrize("variant", MIXERS)
 @pytest.mark.slow
 def test_every_variant_has_a_state(name, variant):
@@ -98,6 +120,8 @@ def test_a_result_says_what_its_data_is(task, tmp_path, monkeypatch):
     result = train(recipe, tmp_path / "run", data_dir=tmp_path / "data", progress=False)
     assert result["cautions"][0].startswith("unverified data: ")
     assert len(result["cautions"]) == (2 if task == "text" else 1)
+    assert result["budget"]["parameters"] == result["parameters"]
+    assert result["budget"]["within"]
     assert set(result["baselines"]["test"]) == {"majority", "bag_of_bytes"}
     assert np.isfinite(result["last"]["test"]["loss"])
     found = evaluate_run(tmp_path / "run", which="last", data_dir=tmp_path / "data")

@@ -228,3 +228,35 @@ def test_type1_halves_every_epoch_from_the_third_on():
     config = TrainConfig(steps=50, epochs=5, lr=1e-4, schedule="type1")
     expected = np.repeat([1e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5], 10)
     np.testing.assert_allclose(rates(config, 50), expected, rtol=1e-6)
+
+
+def test_state_parameters_learn_at_a_rate_of_their_own():
+    params = {"mixer": {"A_log": np.ones((2, 2), np.float32), "kernel": np.ones((2, 2), np.float32)}}
+    gradient = jax.tree.map(np.ones_like, params)
+    plain = TrainConfig(schedule="cosine", steps=10, warmup_steps=2, lr=4e-3, weight_decay=0.1, decay="all")
+    moved = {}
+    for name, config in {"one": plain, "two": dataclasses.replace(plain, state_lr=1e-3)}.items():
+        optimizer = make_optimizer(config)
+        state, trace = optimizer.init(params), []
+        for _ in range(4):
+            updates, state = optimizer.update(gradient, state, params)
+            trace.append(updates["mixer"])
+        moved[name] = trace
+    for one, two in zip(moved["one"], moved["two"], strict=True):
+        np.testing.assert_allclose(two["A_log"], one["A_log"] / 4, rtol=1e-6)
+        np.testing.assert_array_equal(two["kernel"], one["kernel"])
+    # The peak, of a gradient that never changes: Adam's step is 1, and only the matrix decays.
+    np.testing.assert_allclose(moved["two"][2]["A_log"], -1e-3, rtol=1e-4)
+    np.testing.assert_allclose(moved["two"][2]["kernel"], -4e-3 * 1.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1e-3, float("inf")])
+def test_a_rate_must_be_positive(rate):
+    with pytest.raises(ValueError, match="state_lr must be positive"):
+        TrainConfig(state_lr=rate)
+
+
+def test_epochs_need_no_steps_for_the_shapes_of_the_state():
+    """How many updates they are is known only once the data is read; 2,000 of warm-up are more than `steps`."""
+    config = TrainConfig(epochs=3, warmup_steps=2000)
+    assert make_optimizer(config).init(PARAMS) is not None

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from zoo.training.recipe import TrainConfig
 from zoo.typing import PyTree
 
 # Rates, skips and time steps of recurrent mixers, of whatever shape. The authors of Mamba, Mamba-2 and Gated DeltaNet
-# exclude these from weight decay: it would pull decays and time steps to values that mean nothing.
-NEVER_DECAYED = frozenset({"A_log", "D", "dt_bias"})
+# exclude these from weight decay, which would pull decays and time steps to values that mean nothing; those of S4 and
+# S5 also give them a learning rate of their own.
+STATE_PARAMETERS = frozenset({"A_log", "D", "dt_bias"})
 # torch.optim.lr_scheduler.OneCycleLR's defaults.
 _ONECYCLE_START = 25.0
 _ONECYCLE_END = 1e4
@@ -40,7 +42,8 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
         start = lr / _ONECYCLE_START
         return _two_lines(warmup - 1, steps - 1, start, lr, start / _ONECYCLE_END)
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(lr, steps - warmup, alpha=config.final_lr)
+        # The steps of `epochs` are not known before the data is read; the shapes of the state do not need them.
+        after = optax.cosine_decay_schedule(lr, max(1, steps - warmup), alpha=config.final_lr)
     else:
         after = optax.constant_schedule(lr)
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), after], [warmup]) if warmup else after
@@ -60,7 +63,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
     With `decay="all"`, beta2 0.98 and eps 1e-9 this is the original LRA's optimizer; with `decay="matrices"` AdamW
     as usual: parameters of fewer than two axes (biases, norms) are not decayed. Parameters with a name in
-    `NEVER_DECAYED` are not decayed by either.
+    `STATE_PARAMETERS` are not decayed by either, and learn at the schedule's rate times `state_lr` / `lr`.
     """
     beta1 = config.beta1
     if config.cycle_beta1:
@@ -75,6 +78,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         adam,
         _weight_decay(config) if config.weight_decay else None,
         optax.scale_by_learning_rate(learning_rate(config)),
+        None if config.state_lr is None else _scale_state(config.state_lr / config.lr),
     ]
     return optax.chain(*[part for part in parts if part is not None])
 
@@ -94,13 +98,31 @@ def _weight_decay(config: TrainConfig) -> optax.GradientTransformation:
     return optax.stateless(add)
 
 
+def _scale_state(factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of the parameters in `STATE_PARAMETERS`."""
+
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
+        del params
+
+        def one(path, update):
+            return factor * update if _name(path[-1]) in STATE_PARAMETERS else update
+
+        return jax.tree_util.tree_map_with_path(one, updates)
+
+    return optax.stateless(scale)
+
+
+def _name(key: Any) -> str:
+    return str(getattr(key, "key", key))
+
+
 def _decayed(only_matrices: bool, params: PyTree) -> PyTree:
     """True at the parameters that are decayed."""
 
     def is_decayed(path, leaf):
-        names = [str(getattr(key, "key", key)) for key in path]
+        names = [_name(key) for key in path]
         # The blocks of `scan_layers` are stacked: their first axis counts the layers.
         stacked = any(name == "layers" and not child.isdigit() for name, child in itertools.pairwise(names))
-        return names[-1] not in NEVER_DECAYED and not (only_matrices and leaf.ndim - stacked < 2)
+        return names[-1] not in STATE_PARAMETERS and not (only_matrices and leaf.ndim - stacked < 2)
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

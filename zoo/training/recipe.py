@@ -112,7 +112,8 @@ class TrainConfig:
       cycle_beta1: for "onecycle": beta1 falls from 0.95 to 0.85 and rises again, as in PyTorch.
       weight_decay: decoupled, times the learning rate.
       decay: "all" parameters (original LRA) or "matrices" only (no bias, norm or CLS vector); never those that
-        `zoo.training.optimizer.NEVER_DECAYED` names (Mamba's A_log, D and dt_bias).
+        `zoo.training.optimizer.STATE_PARAMETERS` names (Mamba's A_log, D and dt_bias).
+      state_lr: base of the schedule for those parameters, as S4 and S5 have one for their state space's; None for `lr`.
       clip: largest global norm of the gradient; None for no clipping.
       ema: decay of the moving average of the parameters that is evaluated; None for none.
       eval_every: updates between evaluations on the validation split; 0 for only at the end.
@@ -143,6 +144,7 @@ class TrainConfig:
     cycle_beta1: bool = False
     weight_decay: float = 0.0
     decay: Literal["all", "matrices"] = "matrices"
+    state_lr: float | None = None
     clip: float | None = None
     ema: float | None = None
     eval_every: int = 0
@@ -166,8 +168,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"train.seed must be from 0 to 2**32 - 1, got {self.seed}.")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"train.lr must be positive, got {self.lr}.")
+        for name in ("lr", "state_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < float("inf"):
+                raise ValueError(f"train.{name} must be positive, got {rate}.")
         for name in ("beta1", "beta2", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:

@@ -18,6 +18,7 @@ import zoo
 from zoo.data.pipeline import eval_batches
 from zoo.functional import Functional
 from zoo.tasks.base import Split
+from zoo.training.budget import budget
 from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.evaluate import evaluate
@@ -187,6 +188,7 @@ def _look(folder: Path, recipe: Recipe, resume: bool) -> None:
 def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
     steps = {"last": trainer.step, "best": trainer.meta["best"]["step"]}
     clock = trainer.meta["clock"]
+    size = budget(recipe, trainer.task.info, trainer.parameters)
     tests = {"last": trainer.test(trainer.state)}
     tests["best"] = tests["last"] if steps["best"] == steps["last"] else trainer.test(trainer.best_state())
     return {
@@ -197,6 +199,7 @@ def _result(recipe: Recipe, variant: str, trainer: Trainer) -> dict[str, Any]:
         "variant": variant,
         "seed": recipe.train.seed,
         "parameters": trainer.parameters,
+        "budget": size.to_dict() if size else None,
         "select": recipe.train.select,
         "metric": trainer.task.metric,
         **{which: {"step": steps[which], **tests[which]} for which in ("best", "last")},
