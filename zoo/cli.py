@@ -94,14 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, text in (
         ("prepare", _data_prepare, "Make or fetch a task's data."),
         ("info", _data_info, "Show sizes, lengths, labels and origin of a task's data."),
+        ("pack", _data_pack, "Write a task's prepared data as one file, for a machine without it."),
     ):
         sub = data.add_parser(name, help=text, description=text, parents=[data_dir])
         sub.add_argument("task", help="TASK or TASK/SOURCE, for example lra/listops/smoke")
         sub.set_defaults(run=run)
         if name == "prepare":
             sub.add_argument("--workers", type=int, help="processes (default: one for each core)")
-        else:
+        elif name == "info":
             sub.add_argument("--verify", action="store_true", help="compute the checksum of every file")
+        else:
+            sub.add_argument("--out", type=Path, default=Path(), help="a folder, or the file (default: here)")
+            sub.add_argument("--examples", type=int, help="only so many training examples")
+            sub.add_argument("--max-len", type=int, help="only so many bytes of each row")
         sub.add_argument("overrides", nargs="*", metavar="option=value", help="the task's own, as in horizon=96")
         sub.add_argument("--seed", type=int, default=0, help="of data that is drawn")
 
@@ -243,6 +248,17 @@ def _data_info(args: argparse.Namespace) -> None:
     if args.verify:
         task.verify()
     print(json.dumps(task.describe(), indent=2))
+
+
+def _data_pack(args: argparse.Namespace) -> None:
+    from zoo.tasks.packing import pack
+
+    task = _task(args, seed=args.seed, **_options(args))
+    if not task.is_prepared() and hasattr(task, "prepared"):
+        raise FileNotFoundError(f"{args.task} is not prepared; run: zoo data prepare {args.task}")
+    path, size = pack(task, args.out, examples=args.examples, max_len=args.max_len)
+    print(f"{path}: {size / 2**20:.1f} MiB. Put it, under the name {task.prepared.pack.name}, into the data folder")
+    print("of the other machine ($ZOO_DATA, or --data-dir); training there needs nothing else.")
 
 
 def _layout(args: argparse.Namespace) -> Any:

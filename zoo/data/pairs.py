@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zoo.data.archives import Archive
 from zoo.data.manifest import DataError
 from zoo.data.source import RaggedSource
 
@@ -22,6 +23,25 @@ AAN_FILES = {
 # The original encodes this much of a document before it cuts.
 AAN_BYTES = 10_000
 _LINE_LIMIT = 2**24
+
+# How pairs are stored: each text once in a split of its own; elsewhere a row is the numbers of two of them.
+DOCUMENTS = "documents"
+NUMBERS = np.dtype("<u4")
+AAN = Archive(
+    name="lra_release.gz",
+    folder="tsv_data",
+    size=None,
+    sha256=None,
+    origin="It is https://storage.googleapis.com/long-range-arena/lra_release.gz (8 GB); of what is in it, the folder "
+    f"tsv_data with {', '.join(AAN_FILES.values())} is enough.",
+)
+ACL = Archive(
+    name="acl_citation_pairs.tar.gz",
+    folder="acl_citation_pairs",
+    size=None,
+    sha256=None,
+    origin="It is a folder with docs.jsonl.gz and citations.tsv.",
+)
 
 
 class Pairs(NamedTuple):

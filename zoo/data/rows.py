@@ -19,11 +19,6 @@ class ByteSource(RaggedSource):
         batch["inputs"] += batch["mask"]
         return batch
 
-    def part(self, first: int, last: int) -> "ByteSource":
-        """Rows `first` to `last` - 1, without a copy."""
-        offsets = self.offsets[first : last + 1]
-        return ByteSource(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], self.labels[first:last])
-
 
 class PixelSource:
     """Grey images as sequences of pixels, row by row.

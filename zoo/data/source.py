@@ -1,7 +1,7 @@
 """What a dataset is: rows of different lengths with a label each, handed out as padded batches."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -72,6 +72,18 @@ class RaggedSource:
         if tokens.dtype.kind in "iu" and not np.array_equal(tokens, joined):
             raise ValueError(f"rows hold tokens that {tokens.dtype} cannot hold; choose a wider dtype.")
         return cls(tokens, offsets, labels, num_classes=num_classes)
+
+    def rows(self, first: int, last: int) -> Self:
+        """Rows `first` to `last` - 1, or to the end where there are fewer; without a copy."""
+        offsets = self.offsets[first : last + 1]
+        return type(self)(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], self.labels[first:last])
+
+    def shortened(self, length: int) -> Self:
+        """The same rows, of each the first `length` tokens."""
+        lengths = np.minimum(self.lengths, length)
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        keep = np.arange(len(self.tokens)) - np.repeat(self.offsets[:-1], self.lengths) < length
+        return type(self)(self.tokens[keep], offsets, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from zoo.data.manifest import DataError
 from zoo.registry import did_you_mean
 from zoo.tasks.base import SPLITS, ClassificationTask, Split
 from zoo.tasks.shortcuts import BagOfTokens, length_percentiles, majority_accuracy, token_counts
 
 if TYPE_CHECKING:
+    from zoo.data.archives import Archive
     from zoo.data.builders.archives import ArchiveBuilder
+    from zoo.data.prepared import Prepared
     from zoo.data.source import RaggedSource, Source
 
 _TOKENS = 257  # ids of bytes and of pixels are below it
@@ -43,6 +46,9 @@ class ArchiveTask(ClassificationTask):
     parts: ClassVar[Mapping[str, Mapping[Split, Part]]]
     """By source and split, which rows they are."""
 
+    dataset: ClassVar[str]
+    """Name and version of the builder's data set, so that reading a pack of it does not import TFDS."""
+
     def __init__(self, source: str, data_dir: str | Path | None, archive: str | Path | None):
         if source not in self.parts:
             raise ValueError(f"{self.name} has no source {source!r}. {did_you_mean(source, self.parts)}")
@@ -56,20 +62,28 @@ class ArchiveTask(ClassificationTask):
         """What prepares the data."""
 
     @abc.abstractmethod
+    def _published(self) -> "Archive":
+        """What is known of the publisher's archive."""
+
+    @abc.abstractmethod
     def _source(self, rows: "RaggedSource", first: int, last: int, *, tokens: bool = False) -> "Source":
         """Some of the stored rows as models read them, or as tokens in any case."""
 
     @property
-    def folder(self) -> Path:
-        """Where the prepared data lies."""
-        from zoo.data.builders.archives import dataset_folder
+    def prepared(self) -> "Prepared":
+        """The prepared data: a folder, or a pack."""
+        from zoo.data.paths import data_dir
+        from zoo.data.prepared import Prepared
 
-        return dataset_folder(self._builder(), self._data_dir)
+        return Prepared(data_dir(self._data_dir), self.dataset, f"zoo data prepare {self.name}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lies, if it is not packed."""
+        return self.prepared.folder
 
     def is_prepared(self) -> bool:
         """Whether the data is there and whole: all files, with the right sizes."""
-        from zoo.data.manifest import DataError
-
         try:
             self._manifest()
         except DataError:
@@ -77,12 +91,15 @@ class ArchiveTask(ClassificationTask):
         return True
 
     def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Reads and checks the archive and writes what is needed of it; does nothing where the data is whole.
+        """Reads and checks the archive and writes what is needed of it; does nothing where that is done.
 
         Raises:
           DataError: the archive is missing, damaged or another; damaged files, or no room on the disk. The message says
             what to do.
         """
+        if self.prepared.packed:
+            self._manifest()
+            return self.prepared.pack
         from zoo.data.builders.archives import prepare
 
         return prepare(self._builder(), self._data_dir, archive=self._archive, progress=progress)
@@ -124,14 +141,39 @@ class ArchiveTask(ClassificationTask):
         Raises:
           DataError: the data is not prepared, or damaged.
         """
-        archive = self._manifest()["archive"]
+        manifest = self._manifest()
+        cut = manifest.get("cut", {})
+        found = [f"a pack of {cut['train']:,} of {cut['of']:,} training examples"] if "train" in cut else []
+        archive = manifest["archive"]
         if archive["verified"]:
-            return []
-        if self._builder().ARCHIVE.sha256 is None:
+            return found
+        if self._published().sha256 is None:
             why = "its publisher names no checksum"
         else:
             why = "its checksum is not the publisher's" if "sha256" in archive else "a folder has no checksum"
-        return [f"unverified data: {archive['name']} passed the checks of its content, but {why}"]
+        return [*found, f"unverified data: {archive['name']} passed the checks of its content, but {why}"]
+
+    def stored_splits(self) -> tuple[str, ...]:
+        """The names under which rows are stored."""
+        return tuple(self._manifest()["splits"])
+
+    def cut(
+        self, splits: dict[str, "RaggedSource"], *, examples: int | None, max_len: int | None
+    ) -> dict[str, "RaggedSource"]:
+        """Fewer training rows, or shorter rows, of the stored splits; for `zoo.tasks.packing.pack`.
+
+        Raises:
+          ValueError: validation is held out of the training rows, which then cannot be fewer.
+        """
+        if examples is not None:
+            for source, parts in self.parts.items():
+                if any(parts[name].stored == "train" for name in ("validation", "test")):
+                    raise ValueError(
+                        f"{self.name}/{source} holds validation out of the stored training rows, so that these cannot "
+                        "be fewer: leave out examples."
+                    )
+            splits = {**splits, "train": splits["train"].rows(0, examples)}
+        return splits if max_len is None else {name: rows.shortened(max_len) for name, rows in splits.items()}
 
     def baselines(self, split: Split = "test") -> dict[str, float]:
         """Accuracy (0..1) on `split` of two rules fitted on the training split.
@@ -161,8 +203,8 @@ class ArchiveTask(ClassificationTask):
             "cautions": self.cautions(),
             "max_len": self.info.max_len,
             "splits": {name: self._summary(name) for name in SPLITS},
-            "path": str(self.folder),
-            "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+            "path": str(self.prepared.path),
+            "bytes": self.prepared.bytes,
             "checksum": manifest["digest"],
         }
 
@@ -182,16 +224,21 @@ class ArchiveTask(ClassificationTask):
 
     def _rows(self, split: Split) -> tuple["RaggedSource", int, int]:
         """The stored rows, and which of them are the split's."""
-        from zoo.data.builders.archives import prepare_command
-        from zoo.data.builders.base import read_ragged
-
         part = self._part(split)
-        if part.stored not in self._stored:
-            self._manifest(verify=not self._stored)  # to the last bit, once
-            mend = prepare_command(self._builder())
-            self._stored[part.stored] = read_ragged(self.folder, part.stored, mend=mend)
-        rows = self._stored[part.stored]
+        rows = self._read(part.stored)
         return rows, len(rows) * part.first // 100, len(rows) * part.last // 100
+
+    def _read(self, stored: str) -> "RaggedSource":
+        """The rows of a stored split; read once, and checked to the last bit."""
+        if stored not in self._stored:
+            cut = self._manifest(verify=not self._stored).get("cut", {})
+            if self.info.max_len > cut.get("max_len", self.info.max_len):
+                raise DataError(
+                    f"{self.prepared.pack} holds {cut['max_len']:,} bytes of each row, and max_len={self.info.max_len} "
+                    f"are to be read. Pack it again with --max-len {self.info.max_len}."
+                )
+            self._stored[stored] = self.prepared.rows(stored)
+        return self._stored[stored]
 
     def _labels(self, split: Split) -> np.ndarray:
         rows, first, last = self._rows(split)
@@ -202,6 +249,4 @@ class ArchiveTask(ClassificationTask):
         return token_counts(source, self.info.max_len, _TOKENS)
 
     def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
-        from zoo.data.builders.archives import open_dataset
-
-        return open_dataset(self._builder(), self._data_dir, verify=verify)
+        return self.prepared.manifest(verify=verify)

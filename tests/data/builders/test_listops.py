@@ -100,7 +100,8 @@ def test_killed_and_restarted_gives_identical_files(tiny, tmp_path):
     """Killed with the chunks half done, one of them then damaged, and leftovers of a killed write in place."""
     code = (
         "import sys, time\n"
-        "from zoo.data.builders.listops import ListopsConfig, Law, prepare\n"
+        "from zoo.data.listops import Law\n"
+        "from zoo.data.builders.listops import ListopsConfig, prepare\n"
         "from zoo.data.progress import Progress\n"
         "Progress.advance = lambda self, count: time.sleep(0.05)\n"
         f"prepare({CONFIG!r}, sys.argv[1], workers=1)\n"
@@ -262,7 +263,8 @@ def test_progress_goes_to_standard_error_and_tfds_is_quiet(tmp_path, capfd):
 def test_no_tensorflow_and_no_jax_to_prepare_and_read(tmp_path):
     code = (
         "import sys\n"
-        "from zoo.data.builders.listops import ListopsConfig, Law, prepare\n"
+        "from zoo.data.listops import Law\n"
+        "from zoo.data.builders.listops import ListopsConfig, prepare\n"
         "from zoo.data.builders.base import read_ragged\n"
         f"folder = prepare({CONFIG!r}, sys.argv[1], progress=False)\n"
         "assert len(read_ragged(folder, 'train', mend='')) == 1300\n"

@@ -1,6 +1,5 @@
 """ListOps as a TFDS data set: drawn here (`full`, `smoke`), or read from the published files (`published`)."""
 
-import dataclasses
 import hashlib
 import shutil
 import sys
@@ -13,69 +12,25 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from zoo.data.builders.base import StableBuilder, quiet_tfds, tidy
-from zoo.data.listops import GENERATOR_VERSION, NUM_CLASSES, SMOKE_LAW, VOCABULARY, Law
+from zoo.data.listops import GENERATOR_VERSION, NUM_CLASSES, VOCABULARY
 from zoo.data.listops_draw import Expressions, draw_splits
 from zoo.data.listops_published import find_published, read_published
-from zoo.data.manifest import DataError, clear_disk_errors, exclusive, read_manifest
+from zoo.data.listops_sets import (
+    CONFIGS,
+    DATASET,
+    VERSION,
+    ListopsConfig,
+    dataset_folder,
+    get_config,
+    open_dataset,
+    origin,
+)
+from zoo.data.manifest import clear_disk_errors, exclusive
 from zoo.data.paths import data_dir as default_data_dir
 
 _DESCRIPTION = """\
 ListOps (Nangia & Bowman 2018, arXiv 1804.06028) by the law of the Long Range Arena (Tay et al. 2020, arXiv 2011.04006):
 nested MIN, MAX, MED and SUM-modulo-10 of digits; the label is the value. Tokens are ids of this vocabulary: """
-
-
-@dataclasses.dataclass
-class ListopsConfig(tfds.core.BuilderConfig):
-    """One data set of ListOps.
-
-    Attributes:
-      law: the law by which expressions are drawn, or by which published ones are checked.
-      train, validation, test: numbers of expressions.
-      seed: of the generator.
-      published: read the published files instead of drawing.
-      chunk_size: expressions drawn per independent stream; part of what a seed means.
-    """
-
-    law: Law = dataclasses.field(default_factory=Law)
-    train: int = 96_000
-    validation: int = 2_000
-    test: int = 2_000
-    seed: int = 0
-    published: bool = False
-    chunk_size: int = 1_000
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of expressions by split, in the order in which they are dealt out."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}
-
-
-CONFIGS = (
-    ListopsConfig(name="full", description="The size and the law of the Long Range Arena, drawn here."),
-    ListopsConfig(
-        name="smoke",
-        description="Short expressions by the same law, for tests and examples.",
-        law=SMOKE_LAW,
-        train=6_000,
-        validation=500,
-        test=500,
-    ),
-    ListopsConfig(name="published", description="The published basic_{train,val,test}.tsv.", published=True),
-)
-
-
-def get_config(name: str, seed: int = 0) -> ListopsConfig:
-    """The configuration of a name; a seed other than 0 is another data set beside it.
-
-    Raises:
-      ValueError: unknown name.
-    """
-    found = next((config for config in CONFIGS if config.name == name), None)
-    if found is None:
-        raise ValueError(f"ListOps has no source {name!r}; there are {', '.join(config.name for config in CONFIGS)}.")
-    if seed == 0 or found.published:
-        return found
-    return dataclasses.replace(found, name=f"{name}_seed{seed}", seed=seed)
 
 
 class LraListops(StableBuilder):
@@ -88,7 +43,7 @@ class LraListops(StableBuilder):
       **kwargs: those of `tfds.core.GeneratorBasedBuilder`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     BUILDER_CONFIGS = list(CONFIGS)  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = "For `published`: put the folder listops-1000 of lra_release.gz into manual_dir."
@@ -147,20 +102,7 @@ class LraListops(StableBuilder):
     def manifest_facts(self) -> dict[str, Any]:
         """Origin, law, seed, and sizes, lengths, labels and checksum of the content by split."""
         config: Any = self.builder_config
-        return {"dataset": f"{self.name}/{config.name}/{self.version}", **_origin(config), "splits": self._splits}
-
-
-def _origin(config: ListopsConfig) -> dict[str, Any]:
-    """All that the data depends on."""
-    origin: dict[str, Any] = {"sizes": config.sizes, "law": dataclasses.asdict(config.law)}
-    if config.published:
-        return origin | {"origin": "published"}
-    return origin | {
-        "origin": "generated",
-        "seed": config.seed,
-        "chunk_size": config.chunk_size,
-        "generator_version": GENERATOR_VERSION,
-    }
+        return {"dataset": f"{DATASET}/{config.name}/{VERSION}", **origin(config), "splits": self._splits}
 
 
 def _summary(expressions: Expressions) -> dict[str, Any]:
@@ -176,17 +118,6 @@ def _summary(expressions: Expressions) -> dict[str, Any]:
         "labels": np.bincount([label for _, label in expressions], minlength=NUM_CLASSES).tolist(),
         "content_sha256": digest.hexdigest(),
     }
-
-
-def dataset_folder(config: ListopsConfig, data_dir: Path | str | None = None) -> Path:
-    """Where the prepared data set lies."""
-    return default_data_dir(data_dir) / LraListops.name / config.name / str(LraListops.VERSION)
-
-
-def prepare_command(config: ListopsConfig) -> str:
-    """The command that makes the data set, for messages."""
-    name, _, seed = config.name.partition("_seed")
-    return f"zoo data prepare lra/listops/{name}" + (f" --seed {seed}" if seed else "")
 
 
 def prepare(
@@ -233,28 +164,6 @@ def prepare(
     if progress:
         print(f"lra_listops/{config.name}: written to {folder}", file=sys.stderr)
     return folder
-
-
-def open_dataset(config: ListopsConfig, data_dir: Path | str | None = None, *, verify: bool = False) -> dict[str, Any]:
-    """The manifest of a prepared data set, after checking its files and that they are of this configuration.
-
-    Args:
-      config: what is expected.
-      data_dir: the folder of all data; None for the default.
-      verify: compute the SHA-256 of every file; otherwise sizes are checked, and the sums of small files.
-
-    Raises:
-      DataError: it is missing, damaged, or was made from something else.
-    """
-    folder = dataset_folder(config, data_dir)
-    manifest = read_manifest(folder, mend=prepare_command(config), verify=verify)
-    for key, value in _origin(config).items():
-        if manifest.get(key) != value:
-            raise DataError(
-                f"{folder} was made with {key} = {manifest.get(key)}, not {value}. "
-                f"Delete the folder and run `{prepare_command(config)}`."
-            )
-    return manifest
 
 
 def _build(config: ListopsConfig, root: Path, work: Path, folder: Path, *, workers: int | None, progress: bool) -> None:

@@ -11,13 +11,17 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from zoo.data.archives import DAMAGE, Archive
+from zoo.data.archives import DAMAGE
 from zoo.data.builders.archives import ArchiveBuilder, Rows
 from zoo.data.manifest import DataError
 from zoo.data.pairs import (
+    AAN,
     AAN_BYTES,
     AAN_FILES,
     AAN_SIZES,
+    ACL,
+    DOCUMENTS,
+    NUMBERS,
     Pairs,
     collect,
     parse_aan,
@@ -26,23 +30,6 @@ from zoo.data.pairs import (
     split_citations,
 )
 
-DOCUMENTS = "documents"
-NUMBERS = np.dtype("<u4")
-AAN = Archive(
-    name="lra_release.gz",
-    folder="tsv_data",
-    size=None,
-    sha256=None,
-    origin="It is https://storage.googleapis.com/long-range-arena/lra_release.gz (8 GB); of what is in it, the folder "
-    f"tsv_data with {', '.join(AAN_FILES.values())} is enough.",
-)
-ACL = Archive(
-    name="acl_citation_pairs.tar.gz",
-    folder="acl_citation_pairs",
-    size=None,
-    sha256=None,
-    origin="It is a folder with docs.jsonl.gz and citations.tsv.",
-)
 ACL_SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _ACL_SEED = 0
 

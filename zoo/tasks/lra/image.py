@@ -48,6 +48,7 @@ class Image(ArchiveTask):
     """
 
     name = "lra/image"
+    dataset = "lra_image/1.0.0"
     sources = ("original", "smoke")
     parts = {  # noqa: RUF012
         "original": {"train": Part("train", 0, 90), "validation": Part("train", 90), "test": Part("test")},
@@ -79,6 +80,11 @@ class Image(ArchiveTask):
         from zoo.data.builders.lra import LraImage
 
         return LraImage
+
+    def _published(self):
+        from zoo.data.cifar10 import CIFAR10
+
+        return CIFAR10
 
     def _source(self, rows: "RaggedSource", first: int, last: int, *, tokens: bool = False) -> "PixelSource":
         from zoo.data.rows import PixelSource

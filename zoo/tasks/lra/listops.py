@@ -1,14 +1,18 @@
 """LRA ListOps: the value of a long nested expression, a classification of 500 to 2000 tokens into 10 classes."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.data.listops import END_ID, NUM_CLASSES, OPERATORS, VOCAB_SIZE, ZERO_ID
+from zoo.data.manifest import DataError
 from zoo.data.source import RaggedSource
 from zoo.registry import register_task
 from zoo.tasks.base import SPLITS, ClassificationTask, Split, TaskInfo
+
+if TYPE_CHECKING:
+    from zoo.data.prepared import Prepared
 
 _BLOCK = 4_096
 
@@ -49,7 +53,7 @@ class ListOps(ClassificationTask):
         data_dir: str | Path | None = None,
         seed: int = 0,
     ):
-        from zoo.data.builders.listops import get_config
+        from zoo.data.listops_sets import get_config
 
         if max_len is not None and max_len < 1:
             raise ValueError(f"max_len must be at least 1, got {max_len}.")
@@ -61,16 +65,33 @@ class ListOps(ClassificationTask):
         self.info = TaskInfo(inputs="tokens", vocab_size=VOCAB_SIZE, num_classes=NUM_CLASSES, max_len=longest)
 
     @property
+    def prepared(self) -> "Prepared":
+        """The prepared data: a folder, or a pack."""
+        from zoo.data.listops_sets import prepared
+
+        return prepared(self._config, self._data_dir)
+
+    def stored_splits(self) -> tuple[Split, ...]:
+        """The names under which expressions are stored."""
+        return SPLITS
+
+    def cut(self, splits: Any, *, examples: int | None, max_len: int | None) -> Any:
+        """Refuses: another number of expressions is another data set, and one that is cut has another value.
+
+        Raises:
+          ValueError: always.
+        """
+        del splits, examples, max_len
+        raise ValueError(f"{self.name} is packed whole only.")
+
+    @property
     def folder(self) -> Path:
         """Where the prepared data lies."""
-        from zoo.data.builders.listops import dataset_folder
-
-        return dataset_folder(self._config, self._data_dir)
+        return self.prepared.folder
 
     def is_prepared(self) -> bool:
         """Whether the data is there and whole: all files, with the right sizes."""
-        from zoo.data.builders.listops import open_dataset
-        from zoo.data.manifest import DataError
+        from zoo.data.listops_sets import open_dataset
 
         try:
             open_dataset(self._config, self._data_dir)
@@ -91,6 +112,9 @@ class ListOps(ClassificationTask):
         Raises:
           DataError: damaged or missing files, or no room on the disk; the message says what to do.
         """
+        if self.prepared.packed:
+            self._manifest()
+            return self.prepared.pack
         from zoo.data.builders.listops import prepare
 
         return prepare(self._config, self._data_dir, workers=workers, progress=progress)
@@ -101,9 +125,7 @@ class ListOps(ClassificationTask):
         Raises:
           DataError: a file differs from the manifest; the message names it.
         """
-        from zoo.data.builders.listops import open_dataset
-
-        open_dataset(self._config, self._data_dir, verify=True)
+        self._manifest(verify=True)
 
     def split(self, name: Split) -> RaggedSource:
         """The expressions of a split, in memory (1 byte a token); read once per task object.
@@ -112,15 +134,12 @@ class ListOps(ClassificationTask):
           ValueError: unknown split.
           DataError: the data is not prepared, or damaged.
         """
-        from zoo.data.builders.base import read_ragged
-        from zoo.data.builders.listops import open_dataset, prepare_command
-
         if name not in SPLITS:
             raise ValueError(f"ListOps has no split {name!r}; there are {', '.join(SPLITS)}.")
         if name not in self._splits:
             # To the last bit, once: that costs a fraction of reading it.
-            open_dataset(self._config, self._data_dir, verify=not self._splits)
-            self._splits[name] = read_ragged(self.folder, name, mend=prepare_command(self._config))
+            self._manifest(verify=not self._splits)
+            self._splits[name] = self.prepared.rows(name)
         return self._splits[name]
 
     def fingerprint(self) -> str:
@@ -131,9 +150,7 @@ class ListOps(ClassificationTask):
         """
         import hashlib
 
-        from zoo.data.builders.listops import open_dataset
-
-        splits = open_dataset(self._config, self._data_dir)["splits"]
+        splits = self._manifest()["splits"]
         digests = [f"{name} {splits[name]['content_sha256']}" for name in SPLITS]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
@@ -155,18 +172,20 @@ class ListOps(ClassificationTask):
             for name, (keys, others) in everything.items()
         }
 
+    def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
+        from zoo.data.listops_sets import open_dataset
+
+        return open_dataset(self._config, self._data_dir, verify=verify)
+
     def describe(self) -> dict[str, Any]:
         """Path, origin, seed, law, checksum, and for each split its size, length percentiles and label counts.
 
         Raises:
           DataError: the data is not prepared, or damaged.
         """
-        from zoo.data.builders.listops import open_dataset
-
-        manifest = open_dataset(self._config, self._data_dir)
+        manifest, data = self._manifest(), self.prepared
         facts = {key: manifest[key] for key in ("dataset", "origin", "seed", "law", "splits") if key in manifest}
-        size = sum(entry["bytes"] for entry in manifest["files"].values())
-        return {**facts, "path": str(self.folder), "bytes": size, "checksum": manifest["digest"]}
+        return {**facts, "path": str(data.path), "bytes": data.bytes, "checksum": manifest["digest"]}
 
 
 def shortcut_features(source: RaggedSource) -> dict[str, np.ndarray]:

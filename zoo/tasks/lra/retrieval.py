@@ -12,6 +12,7 @@ from zoo.tasks.shortcuts import token_counts
 
 if TYPE_CHECKING:
     from zoo.data.pairs import PairSource
+    from zoo.data.source import RaggedSource
 
 _MAX_LEN = 4_000
 _VOCAB = 257
@@ -41,21 +42,41 @@ class PairTask(ArchiveTask):
 
     def _rows(self, split: Split) -> tuple[Any, int, int]:
         """The stored pairs, and which of them are the split's."""
-        from zoo.data.builders.archives import prepare_command
-        from zoo.data.builders.base import read_ragged
-        from zoo.data.builders.pairs import DOCUMENTS, NUMBERS
-        from zoo.data.pairs import PairSource
+        from zoo.data.pairs import DOCUMENTS, NUMBERS, PairSource
 
-        part, mend = self._part(split), prepare_command(self._builder())
-        if DOCUMENTS not in self._stored:
-            self._manifest(verify=True)  # to the last bit, once
-            self._stored[DOCUMENTS] = read_ragged(self.folder, DOCUMENTS, mend=mend)
+        part = self._part(split)
         if part.stored not in self._pairs:
-            rows = read_ragged(self.folder, part.stored, mend=mend)
+            rows = self._read(part.stored)
             pairs = rows.tokens.view(NUMBERS).reshape(-1, 2)
-            self._pairs[part.stored] = PairSource(self._stored[DOCUMENTS], pairs, rows.labels)
+            self._pairs[part.stored] = PairSource(self._read(DOCUMENTS), pairs, rows.labels)
         rows = self._pairs[part.stored]
         return rows, len(rows) * part.first // 100, len(rows) * part.last // 100
+
+    def cut(
+        self, splits: dict[str, "RaggedSource"], *, examples: int | None, max_len: int | None
+    ) -> dict[str, "RaggedSource"]:
+        """Fewer training pairs, and of the documents those that are left in a pair, or less of each."""
+        from zoo.data.pairs import DOCUMENTS, NUMBERS
+        from zoo.data.source import RaggedSource
+
+        documents = splits[DOCUMENTS]
+        pairs = super().cut({k: v for k, v in splits.items() if k != DOCUMENTS}, examples=examples, max_len=None)
+        numbers = {name: rows.tokens.view(NUMBERS) for name, rows in pairs.items()}
+        used = np.unique(np.concatenate(list(numbers.values())))
+        width = 2 * NUMBERS.itemsize
+        cut = {
+            name: RaggedSource(
+                np.searchsorted(used, numbers[name]).astype(NUMBERS).view(np.uint8),
+                width * np.arange(len(rows) + 1),
+                rows.labels,
+            )
+            for name, rows in pairs.items()
+        }
+        kept = RaggedSource.from_rows(
+            [documents.tokens[documents.offsets[i] : documents.offsets[i + 1]][:max_len] for i in used],
+            documents.labels[used],
+        )
+        return {**cut, DOCUMENTS: kept}
 
     def _source(self, rows: Any, first: int, last: int, *, tokens: bool = False) -> "PairSource":
         from zoo.data.pairs import PairSource
@@ -105,6 +126,7 @@ class Retrieval(PairTask):
     """
 
     name = "lra/retrieval"
+    dataset = "lra_retrieval/1.0.0"
     sources = ("original", "smoke")
     parts = {  # noqa: RUF012
         "original": {name: Part(name) for name in ("train", "validation", "test")},
@@ -127,3 +149,8 @@ class Retrieval(PairTask):
         from zoo.data.builders.pairs import LraRetrieval
 
         return LraRetrieval
+
+    def _published(self):
+        from zoo.data.pairs import AAN
+
+        return AAN

@@ -47,6 +47,7 @@ class Text(ArchiveTask):
     """
 
     name = "lra/text"
+    dataset = "lra_text/1.0.0"
     sources = ("original", "clean", "smoke")
     parts = {  # noqa: RUF012
         "original": {"train": Part("train"), "validation": Part("test"), "test": Part("test")},
@@ -83,8 +84,13 @@ class Text(ArchiveTask):
 
         return LraText
 
+    def _published(self):
+        from zoo.data.imdb import IMDB
+
+        return IMDB
+
     def _source(self, rows: "RaggedSource", first: int, last: int, *, tokens: bool = False) -> "ByteSource":
         from zoo.data.rows import ByteSource
 
         del tokens
-        return ByteSource(rows.tokens, rows.offsets, rows.labels).part(first, last)
+        return ByteSource(rows.tokens, rows.offsets, rows.labels).rows(first, last)

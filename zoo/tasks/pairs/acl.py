@@ -34,6 +34,7 @@ class Acl(PairTask):
     """
 
     name = "pairs/acl"
+    dataset = "acl_pairs/1.0.0"
     sources = ("full", "smoke")
     parts = {  # noqa: RUF012
         "full": {name: Part(name) for name in ("train", "validation", "test")},
@@ -60,3 +61,8 @@ class Acl(PairTask):
         from zoo.data.builders.pairs import AclPairs
 
         return AclPairs
+
+    def _published(self):
+        from zoo.data.pairs import ACL
+
+        return ACL
