@@ -35,6 +35,7 @@ AAN = Archive(
     sha256=None,
     origin="It is https://storage.googleapis.com/long-range-arena/lra_release.gz (8 GB); of what is in it, the folder "
     f"tsv_data with {', '.join(AAN_FILES.values())} is enough.",
+    urls=("https://storage.googleapis.com/long-range-arena/lra_release.gz",),
 )
 ACL = Archive(
     name="acl_citation_pairs.tar.gz",
@@ -88,7 +89,9 @@ class LraRetrieval(ArchiveBuilder):
                         with contextlib.closing(file):
                             yield splits[name], parse_aan(file, f"{path}: {member.name}")
         except DAMAGE as error:
-            raise DataError(f"{path} is damaged: {error}. Fetch it again. {self.ARCHIVE.origin}") from error
+            raise DataError(
+                f"{path} is damaged: {error}. Delete it and fetch it again. {self.ARCHIVE.origin}"
+            ) from error
 
 
 class AclPairs(ArchiveBuilder):
