@@ -166,7 +166,9 @@ def test_a_wrong_sum_is_removed_and_the_next_address_tried(server, path, capsys)
     server.files |= {"bad": Served(OTHER), "file.gz": Served(DATA)}
     get(server, path, "bad", "file.gz", progress=True)
     assert whole(path)
-    assert "bad: what came is another file: its SHA-256 is" in capsys.readouterr().err
+    assert (
+        f"file.gz: not from {server.url('bad')}: what came is another file: its SHA-256 is" in capsys.readouterr().err
+    )
     path.unlink()
     with pytest.raises(FetchError, match=f"SHA-256 is .* instead of {SUM}"):
         get(server, path, "bad")

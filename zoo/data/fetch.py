@@ -218,11 +218,12 @@ def _from_any(urls: Sequence[str], wanted: _Wanted, part: _Part) -> None:
     """
     failures = []
     for url in sorted(dict.fromkeys(urls), key=lambda url: not part.known(url)):
+        if failures:
+            wanted.say(f"not from {failures[-1]}")
         try:
             return _from_one(url, wanted, part)
         except _Final as error:
             failures.append(f"{url}: {error}")
-            wanted.say(f"not from {url}: {error}")
     kept = f" What has come of it is kept in {part.path} and gone on with." if part.size else ""
     raise FetchError(f"{wanted.name} could not be fetched. {'. '.join(failures)}.{kept}")
 

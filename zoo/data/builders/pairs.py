@@ -68,7 +68,7 @@ class LraRetrieval(ArchiveBuilder):
             if rows != size:
                 raise DataError(
                     f"{path}: {AAN_FILES[split]} has {rows:,} pairs instead of {size:,}. It is incomplete, or was "
-                    "written anew by a program that takes quotes to mean something. Fetch it again."
+                    "written anew by a program that takes quotes to mean something. Delete it and fetch it again."
                 )
         return {split: _rows(found[split]) for split in self.SIZES} | {DOCUMENTS: _documents(list(numbers))}
 
