@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test fetches by surprise, nor do the processes that tests start.
+os.environ["ZOO_OFFLINE"] = "1"
 # Most of the time goes into compiling small programs; this halves it, in processes that tests start as well. What is
 # tested is our code, not XLA's optimisations. Tests that ask the compiler for its plans turn them on again.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -191,6 +191,12 @@ def published(place: Place, text: str | None) -> None:
         (folder / f"basic_{name}.tsv").write_text(text or "")
 
 
+def online(place: Place) -> None:
+    place.patch.delenv("ZOO_OFFLINE")
+    place.patch.delenv("ZOO_MIRROR", raising=False)
+    place.patch.setenv("no_proxy", "*")
+
+
 def write(name: str, text: str) -> Callable[[Place], Any]:
     return lambda place: (place.folder / name).write_text(text)
 
@@ -297,6 +303,10 @@ CASES = {
         Case("published files that are not there", "data prepare lra/listops/published --data-dir data", 1),
         Case("published files that are empty", "data prepare lra/listops/published --data-dir data", 1,
              lambda place: published(place, "")),
+        Case("an archive that is not there, with ZOO_OFFLINE=1", "data prepare lra/text --data-dir data", 1),
+        Case("an archive at an address where nobody answers",
+             "data prepare lra/text --data-dir data archive=http://127.0.0.1:9/aclImdb_v1.tar.gz", 1, online),
+        Case("an archive that is fetched only when asked", "data prepare lra/retrieval --data-dir data", 1, online),
         Case("a folder that is no run", "evaluate .", 1),
     ],
     "Tables of your own": [

@@ -25,6 +25,21 @@ def test_plain_lines():
     assert lines[-1].startswith("set: done, 4,000 of 4,000 rows in ")
 
 
+def test_a_total_that_is_not_known(monkeypatch):
+    stream = io.StringIO()
+    with Progress("set", None, "rows", every=0, stream=stream) as bar:
+        bar.advance(1000)
+    lines = stream.getvalue().splitlines()
+    assert lines[1].startswith("set: 1,000 rows, ")
+    assert lines[1].endswith("/s")
+    assert lines[-1].startswith("set: done, 1,000 rows in ")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with Progress("set", None, "rows", stream=terminal) as bar:
+        bar.advance(10)
+    assert "10/?" in terminal.getvalue()
+
+
 def test_lines_are_rare_and_silence_is_silent():
     stream = io.StringIO()
     with Progress("set", 100, "rows", every=60, stream=stream) as bar:

@@ -1,20 +1,24 @@
 """Densities of images: what the tasks draw and read, what they count, and a run through the one loop."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import tarfile
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_server import Served, serving
 from toy_runs import assert_same_run, interrupt, metrics, run
 
 import zoo
 from zoo import registry
 from zoo.data import cifar10 as files
 from zoo.data.images import ImageSource
+from zoo.data.manifest import DataError
 from zoo.data.pipeline import eval_batches, train_batches
 from zoo.models.axial_transformer import OneChannel
 from zoo.sampling import image_grid, sample_images, sample_png, write_png
@@ -129,6 +133,25 @@ def test_baselines(small):
         for name, seen in (("histogram", train[..., channel]), ("pixel_histogram", train[:, row, column, channel])):
             bits[name] -= math.log2((1 + (seen == value).sum()) / (seen.size + 4))
     assert task.baselines("test") == pytest.approx({name: total / test.size for name, total in bits.items()})
+
+
+def test_cifar_is_fetched_to_be_prepared_and_not_to_be_read(cifar, tmp_path, monkeypatch):
+    name = files.CIFAR10.name
+    with tarfile.open(tmp_path / name, "w:gz") as archive:
+        archive.add(cifar / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    content = (tmp_path / name).read_bytes()
+    with serving(monkeypatch) as server:
+        server.files[name] = Served(content)
+        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "urls": (server.url(name),)}
+        monkeypatch.setattr(files, "CIFAR10", dataclasses.replace(files.CIFAR10, **facts))
+        task = Cifar10(data_dir=tmp_path / "empty")
+        for read in (task.verify, task.describe, lambda: task.split("test")):
+            with pytest.raises(DataError, match=f"There is no {name}"):
+                read()
+        assert server.asked == []
+        assert task.prepare(progress=False) == tmp_path / "empty" / "downloads" / name
+    assert task.cautions() == []
+    np.testing.assert_array_equal(task.images("test"), Cifar10(data_dir=cifar).images("test"))
 
 
 def test_cifar(cifar):

@@ -1,12 +1,16 @@
 """LRA Text and Image: their data as prepared from small archives, splits, marks and baselines."""
 
+import dataclasses
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from tiny_archives import ROWS, TEXTS, batches, reviews, shrink, write_archive, write_folder
+from tiny_server import Served, serving
 
 from zoo import cli
 from zoo.data.archives import tfds_order
@@ -228,6 +232,28 @@ def test_a_wrong_archive_leaves_nothing(tmp_path):
     write_archive(archive, reviews())
     task.prepare(progress=False)
     assert task.is_prepared()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_missing_is_fetched(task, data, tmp_path, monkeypatch, capsys):
+    """From the publisher's address, through a connection that breaks; then it is the publisher's to the byte."""
+    builder = task()._builder()
+    name = builder.ARCHIVE.name
+    content = next(data.rglob("*" + name)).read_bytes()
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with serving(monkeypatch) as server:
+        server.files[name] = Served(content, breaks=[len(content) // 2])
+        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "urls": (server.url(name),)}
+        monkeypatch.setattr(builder, "ARCHIVE", dataclasses.replace(builder.ARCHIVE, **facts))
+        cli.main(["data", "prepare", task.name, "--data-dir", str(tmp_path)])
+        assert f"{name} from 127.0.0.1: done" in capsys.readouterr().err
+        assert len(server.asked) == 2
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == [name]
+    fetched = task(data_dir=tmp_path)
+    assert fetched.describe()["archive"]["verified"] is True
+    assert fetched.fingerprint() == task(data_dir=data).fingerprint()
+    shutil.rmtree(fetched.folder)
+    fetched.prepare(progress=False)  # without the server
 
 
 @pytest.mark.parametrize(

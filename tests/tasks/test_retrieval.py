@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_server import Served, serving
 
+from zoo import cli
 from zoo.data.builders import pairs as builders
 from zoo.data.manifest import DataError
 from zoo.data.pairs import AAN_FILES
@@ -93,6 +95,24 @@ def test_the_release_is_streamed_and_gives_the_same(tmp_path):
     release = prepared(tmp_path / "b", write_release(tmp_path / "lra_release.gz"))
     assert folder.fingerprint() == release.fingerprint()
     np.testing.assert_array_equal(folder.split("test").pairs, release.split("test").pairs)
+
+
+def test_the_release_is_fetched_only_when_its_address_is_given(tmp_path, monkeypatch):
+    with serving(monkeypatch) as server:
+        server.files["lra_release.gz"] = Served(write_release(tmp_path / "lra_release.gz").read_bytes())
+        data = tmp_path / "data"
+        with pytest.raises(
+            DataError, match=r"fetched only where its address is given: archive=https://storage\.google"
+        ):
+            Retrieval(data_dir=data).prepare(progress=False)
+        address = server.url("lra_release.gz")
+        cli.main(["data", "prepare", "lra/retrieval", "--data-dir", str(data), f"archive={address}"])
+        assert server.asked == [("lra_release.gz", None)]
+    task = Retrieval(data_dir=data)
+    assert len(task.split("train")) == 40
+    assert "publisher names no checksum" in task.cautions()[0]
+    with pytest.raises(DataError, match=r"no acl_citation_pairs\.tar\.gz below .* It cannot be fetched\.$"):
+        Acl(data_dir=data, archive=address).prepare(progress=False)
 
 
 def test_rows_that_a_reader_of_quotes_would_lose_are_missed(tmp_path):

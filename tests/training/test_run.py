@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from toy_runs import VALUES, arrays, assert_same_run, interrupt, metrics, recipe, run
 
+from zoo.data.fetch import forbidden
 from zoo.training import loop
 from zoo.training.checkpoint import CheckpointError, Checkpoints
 from zoo.training.folder import RunError, default_run_dir, write_recipe
@@ -197,6 +198,15 @@ def test_loading_a_run_gives_the_model_that_was_tested(which, overfitted):
             name: pytest.approx(value, rel=1e-6) for name, value in result[which][split].items()
         }
     assert evaluate_run(folder, which=which, split="train")["examples"] == 96
+
+
+def test_an_evaluation_fetches_nothing(toy, unbroken, monkeypatch):
+    monkeypatch.delenv("ZOO_OFFLINE")
+    reasons = []
+    monkeypatch.setattr(toy, "prepare", lambda self, **_: reasons.append(forbidden()))
+    evaluate_run(unbroken[0])
+    assert reasons == ["An evaluation fetches nothing; run `zoo data prepare`."]
+    assert forbidden() == ""
 
 
 def test_the_moving_average_is_what_is_saved_as_best(overfitted):

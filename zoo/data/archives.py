@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from zoo.data.fetch import FetchError, fetch, forbidden, is_address, mirrors
 from zoo.data.manifest import DataError, file_sha256
 
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError)
@@ -23,6 +24,7 @@ class Archive:
       folder: what is in it, which is taken in the place of the file where it has been unpacked.
       size, sha256: of the publisher's file, in bytes and hex; None where the publisher names none.
       origin: where it is to be had, a sentence.
+      urls: addresses from which it can be fetched; none where it cannot.
     """
 
     name: str
@@ -30,9 +32,10 @@ class Archive:
     size: int | None
     sha256: str | None
     origin: str
+    urls: tuple[str, ...] = ()
 
     def find(self, data_dir: Path, given: str | Path | None = None) -> Path:
-        """The archive, or the unpacked folder: `given`, or below a data folder or its `downloads/manual`.
+        """The archive, or the unpacked folder: `given`, or in a data folder, its `downloads/manual` or `downloads`.
 
         Raises:
           DataError: there is neither.
@@ -42,14 +45,66 @@ class Archive:
             if not path.exists():
                 raise DataError(f"There is no {path}. {self.origin}")
             return path
-        manual = data_dir / "downloads" / "manual"
-        for place in (manual, data_dir):
+        path = self._there(data_dir)
+        if path is None:
+            raise DataError(self._missing(data_dir))
+        return path
+
+    def get(self, data_dir: Path, given: str | Path | None = None, *, progress: bool = True) -> Path:
+        """As `find`; and what is not there is fetched into the data folder's `downloads`.
+
+        Only what can be checked is fetched unasked. An archive without a published checksum is when its address is
+        given: such archives are large.
+
+        Args:
+          data_dir: the folder of all data.
+          given: the archive, the unpacked folder, or an address to fetch the archive from; None for the usual places.
+          progress: whether to report progress on standard error.
+
+        Raises:
+          DataError: it is not there and cannot be fetched, or must not be; the message says what to put where.
+        """
+        address = str(given) if is_address(given) else None
+        if given is not None and address is None:
+            return self.find(data_dir, given)
+        path = self._there(data_dir)
+        if path is not None:
+            return path
+        if reason := self._why_not(address):
+            raise DataError(f"{self._missing(data_dir)} {reason}")
+        urls = [*mirrors(self.name), *([address] if address else self.urls)]
+        path = data_dir / "downloads" / self.name
+        try:
+            return fetch(urls, path, size=self.size, sha256=self.sha256, progress=progress)
+        except FetchError as error:
+            raise DataError(f"{error} {self._missing(data_dir)}") from None
+
+    def _why_not(self, address: str | None) -> str:
+        """Why it is not fetched, a sentence; empty where it is."""
+        if not self.urls:
+            return "It cannot be fetched."
+        if address is None and self.sha256 is None:
+            return (
+                "It has no published checksum, and is fetched only where its address is given: "
+                f"archive={self.urls[0]} (in a recipe as task.options.archive)."
+            )
+        return forbidden()
+
+    def _there(self, data_dir: Path) -> Path | None:
+        for place in (_manual(data_dir), data_dir, data_dir / "downloads"):
             for name in (self.name, self.folder):
                 if (place / name).exists():
                     return place / name
-        raise DataError(
-            f"There is no {self.name} below {data_dir}. {self.origin} Put it at {manual / self.name}, or give its "
-            "folder as --data-dir."
+        return None
+
+    def _missing(self, data_dir: Path) -> str:
+        facts = [] if self.size is None else [f"{self.size:,} bytes"]
+        facts += [] if self.sha256 is None else [f"SHA-256 {self.sha256}"]
+        known = f" ({', '.join(facts)})" if facts else ""
+        place = f"{_manual(data_dir) / self.name}{known}"
+        return (
+            f"There is no {self.name} below {data_dir}. {self.origin} Put it at {place}, or give its folder as "
+            "--data-dir."
         )
 
     def is_published(self, path: str | Path) -> bool | None:
@@ -86,6 +141,11 @@ class Archive:
                 f"{path} cannot be read as {self.name}, or is cut short ({error or type(error).__name__}). "
                 f"{self.origin}"
             ) from error
+
+
+def _manual(data_dir: Path) -> Path:
+    """Where files are put by hand."""
+    return data_dir / "downloads" / "manual"
 
 
 def tfds_order(keys: Sequence[str | int], split: str) -> list[int]:

@@ -15,6 +15,7 @@ CIFAR10 = Archive(
     size=170_052_171,
     sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     origin="Get it from https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR-10 binary version, 162 MB).",
+    urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
 )
 ARCHIVE, FOLDER, ORIGIN = CIFAR10.name, CIFAR10.folder, CIFAR10.origin
 _FILES = {"train": tuple(f"data_batch_{part}.bin" for part in range(1, 6)), "test": ("test_batch.bin",)}
@@ -22,7 +23,7 @@ _ROWS, _PIXELS = 10_000, 3 * 32 * 32
 
 
 def find_cifar10(folder: Path) -> Path:
-    """The archive, or the unpacked folder, below a data folder or its `downloads/manual`.
+    """The archive, or the unpacked folder, below a data folder, its `downloads/manual` or its `downloads`.
 
     Raises:
       DataError: there is neither.

@@ -13,6 +13,7 @@ IMDB = Archive(
     size=84_125_825,
     sha256="c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
     origin="Get it from https://ai.stanford.edu/~amaas/data/sentiment/ (Large Movie Review Dataset v1.0, 84 MB).",
+    urls=("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
 )
 SPLITS = ("train", "test")
 LABELS = {"neg": 0, "pos": 1}

@@ -34,6 +34,7 @@ AAN = Archive(
     sha256=None,
     origin="It is https://storage.googleapis.com/long-range-arena/lra_release.gz (8 GB); of what is in it, the folder "
     f"tsv_data with {', '.join(AAN_FILES.values())} is enough.",
+    urls=("https://storage.googleapis.com/long-range-arena/lra_release.gz",),
 )
 ACL = Archive(
     name="acl_citation_pairs.tar.gz",

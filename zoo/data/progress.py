@@ -11,7 +11,7 @@ class Progress:
 
     Args:
       title: what is being made.
-      total: how many units make the whole.
+      total: how many units make the whole; None where that is not known.
       unit: name of a unit, in the plural.
       done: units that an earlier run left finished; they do not count in the rate.
       enabled: False for silence.
@@ -22,7 +22,7 @@ class Progress:
     def __init__(
         self,
         title: str,
-        total: int,
+        total: int | None,
         unit: str,
         *,
         done: int = 0,
@@ -42,7 +42,7 @@ class Progress:
             self._bar, self._task = self._make_bar()
             self._bar.start()
         elif self._enabled:
-            self._line(f"{self.done:,} of {self.total:,} {self.unit} were finished before" if self.done else "starting")
+            self._line(f"{self._state()} were finished before" if self.done else "starting")
         return self
 
     def advance(self, count: int) -> None:
@@ -51,8 +51,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, rate=self._rate())
         elif self._enabled and time.monotonic() - self._printed >= self._every:
-            left = (self.total - self.done) / max(self._rate(), 1e-9)
-            self._line(f"{self.done:,} of {self.total:,} {self.unit}, {self._rate():,.0f}/s, {left:,.0f} s left")
+            line = f"{self._state()}, {self._rate():,.0f}/s"
+            if self.total is not None:
+                line += f", {(self.total - self.done) / max(self._rate(), 1e-9):,.0f} s left"
+            self._line(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -62,7 +64,11 @@ class Progress:
         elif self._enabled:
             seconds = time.monotonic() - self._start
             state = "done" if kind is None else "stopped"
-            self._line(f"{state}, {self.done:,} of {self.total:,} {self.unit} in {seconds:,.1f} s")
+            self._line(f"{state}, {self._state()} in {seconds:,.1f} s")
+
+    def _state(self) -> str:
+        whole = "" if self.total is None else f" of {self.total:,}"
+        return f"{self.done:,}{whole} {self.unit}"
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._start, 1e-9)

@@ -36,8 +36,9 @@ class ArchiveTask(ClassificationTask):
     Args:
       source: which of the task's ways to split.
       data_dir: the folder of all data; None for `$ZOO_DATA` or `~/.cache/zoo`. The archive is looked for in it and in
-        its `downloads/manual`.
-      archive: where the archive is, or the folder that is in it, if not there. Read only to prepare the data.
+        its `downloads/manual` and `downloads`, and fetched into the last.
+      archive: where the archive is, or the folder that is in it, if not there; or the address to fetch it from. Read
+        only to prepare the data.
 
     Raises:
       ValueError: unknown source.
@@ -91,11 +92,11 @@ class ArchiveTask(ClassificationTask):
         return True
 
     def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Reads and checks the archive and writes what is needed of it; does nothing where that is done.
+        """Fetches the archive, checks it and writes what is needed of it; does nothing where that is done.
 
         Raises:
-          DataError: the archive is missing, damaged or another; damaged files, or no room on the disk. The message says
-            what to do.
+          DataError: the archive is missing and cannot be fetched, damaged or another; damaged files, or no room on the
+            disk. The message says what to do.
         """
         if self.prepared.packed:
             self._manifest()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 
 import zoo
+from zoo.data.fetch import nothing_fetched
 from zoo.data.pipeline import eval_batches
 from zoo.functional import Functional
 from zoo.tasks.base import Split
@@ -373,10 +374,11 @@ def evaluate_run(
     Raises:
       RunError, CheckpointError: see `load_run`.
       MeshError: the devices do not divide the batch.
+      DataError: the data is damaged, or missing and would have to be fetched, which an evaluation does not.
     """
     loaded = _load(Path(folder), which, data_dir, layout or Layout(), options)
     assert loaded.mesh is not None
-    with together():
+    with together(), nothing_fetched("An evaluation fetches nothing; run `zoo data prepare`."):
         loaded.task.prepare(progress=False)
     batches = eval_batches(
         loaded.task.split(split),

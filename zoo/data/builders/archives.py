@@ -140,14 +140,16 @@ def prepare(
     Args:
       builder: which.
       data_dir: the folder of all data; None for the default.
-      archive: the archive, or the folder that is in it; None for that below the folder of all data.
+      archive: the archive, the folder that is in it, or an address to fetch it from; None for that below the folder of
+        all data, or else its publisher's.
       progress: whether to report progress on standard error.
 
     Returns:
       The folder of the data set.
 
     Raises:
-      DataError: files found there are damaged, the archive is missing or wrong, or the disk does not allow it.
+      DataError: files found there are damaged, the archive is wrong, or missing and cannot be fetched, or the disk does
+        not allow it.
     """
     folder = dataset_folder(builder, data_dir)
     work = folder.parent / ".work" / str(builder.VERSION)
@@ -155,7 +157,7 @@ def prepare(
         open_dataset(builder, data_dir)
         tidy(work)  # a process that was ended just before its own
         return folder
-    path = builder.ARCHIVE.find(default_data_dir(data_dir), archive)
+    path = builder.ARCHIVE.get(default_data_dir(data_dir), archive, progress=progress)
     with clear_disk_errors(work, _NEEDED_BYTES), exclusive(work / "lock"):
         if not folder.exists():
             _build(builder, path, work / "tfds", folder, progress)

@@ -54,7 +54,7 @@ class LraRetrieval(ArchiveBuilder):
             if rows != size:
                 raise DataError(
                     f"{path}: {AAN_FILES[split]} has {rows:,} pairs instead of {size:,}. It is incomplete, or was "
-                    "written anew by a program that takes quotes to mean something. Fetch it again."
+                    "written anew by a program that takes quotes to mean something. Delete it and fetch it again."
                 )
         return {split: _rows(found[split]) for split in self.SIZES} | {DOCUMENTS: _documents(list(numbers))}
 
@@ -75,7 +75,9 @@ class LraRetrieval(ArchiveBuilder):
                         with contextlib.closing(file):
                             yield splits[name], parse_aan(file, f"{path}: {member.name}")
         except DAMAGE as error:
-            raise DataError(f"{path} is damaged: {error}. Fetch it again. {self.ARCHIVE.origin}") from error
+            raise DataError(
+                f"{path} is damaged: {error}. Delete it and fetch it again. {self.ARCHIVE.origin}"
+            ) from error
 
 
 class AclPairs(ArchiveBuilder):

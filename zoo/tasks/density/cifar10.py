@@ -16,7 +16,7 @@ _VALIDATION = 5_000
     "density/cifar10",
     title="Density of CIFAR-10's images",
     inputs=("image",),
-    notes="Reads the publisher's cifar-10-binary.tar.gz from the data folder. 45,000 images for training.",
+    notes="Reads the publisher's cifar-10-binary.tar.gz. 45,000 images for training.",
 )
 class Cifar10(ImageDensityTask):
     """32 x 32 pixels of three channels, 256 values each.
@@ -26,8 +26,8 @@ class Cifar10(ImageDensityTask):
     Args:
       source: "full".
       max_len: None, or the number of rows.
-      data_dir: where `cifar-10-binary.tar.gz` lies, or the folder `cifar-10-batches-bin` that is in it; None for the
-        default.
+      data_dir: where `cifar-10-binary.tar.gz`, or the folder `cifar-10-batches-bin` that is in it, lies or is to lie;
+        None for the default.
       seed: unused; nothing is drawn.
       size: 32, or 16 or 8: means of squares of 2 x 2 or 4 x 4 pixels, rounded down.
 
@@ -69,21 +69,32 @@ class Cifar10(ImageDensityTask):
         return True
 
     def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Reads the images, so that what is wrong with the file is said now; writes nothing, and returns the file.
+        """Fetches the file where it is missing and reads the images, so that what is wrong is said now.
+
+        Returns:
+          The file.
 
         Raises:
-          DataError: it is missing, damaged or not what it should be.
+          DataError: it is missing and cannot be fetched, damaged or not what it should be.
         """
-        from zoo.data.cifar10 import find_cifar10
+        from zoo.data.cifar10 import CIFAR10
 
-        for name in SPLITS:
-            self.images(name)
-        return find_cifar10(self.data_dir)
+        path = CIFAR10.get(self.data_dir, progress=progress)
+        self._read_all()
+        return path
 
     def verify(self) -> None:
-        """Reads the images again; raises as `prepare` does."""
+        """Reads the images again.
+
+        Raises:
+          DataError: the file is missing, damaged or not what it should be.
+        """
         self._images.clear()
-        self.prepare()
+        self._read_all()
+
+    def _read_all(self) -> None:
+        for name in SPLITS:
+            self.images(name)
 
     def cautions(self) -> list[str]:
         """That the file is not known to be the publisher's, where it is not."""

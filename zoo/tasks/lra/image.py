@@ -37,11 +37,12 @@ class Image(ArchiveTask):
       source: "original" (45,000 training images; the last 5,000 in TFDS' order for validation, as there; all 10,000
         test images, of which the original drops the last 16) or "smoke" (4,000, 1,000 and 500 of these).
       max_len: None or 1,024.
-      data_dir: where `cifar-10-binary.tar.gz` and the prepared data lie; None for the default.
+      data_dir: where `cifar-10-binary.tar.gz` and the prepared data lie, or come to lie; None for the default.
       seed: unused; nothing is drawn.
       inputs: "tokens", or "scalars": (value - 122.6) / 61, as S4 and S5 read them.
       black_is_padding: leave black pixels out of the mask.
-      archive: the path of `cifar-10-binary.tar.gz` or of the folder in it, where it lies elsewhere.
+      archive: the path of `cifar-10-binary.tar.gz` or of the folder in it, where it lies elsewhere; or an address
+        of it.
 
     Raises:
       ValueError: unknown source or inputs, or another `max_len`.

@@ -119,7 +119,8 @@ class Retrieval(PairTask):
       max_len: bytes that are read of each document, up to 10,000; None for 4,000.
       data_dir: where the files and the prepared data lie; None for the default.
       seed: unused; nothing is drawn.
-      archive: the path of the folder `tsv_data`, or of `lra_release.gz`, where it lies elsewhere.
+      archive: the path of the folder `tsv_data`, or of `lra_release.gz`, where it lies elsewhere; or the address of the
+        latter (8 GB), which is fetched only where it is named here.
 
     Raises:
       ValueError: unknown source, or `max_len` is out of range.

@@ -38,9 +38,9 @@ class Text(ArchiveTask):
         a choice by validation is one by test), "clean" (the last 2,500 training reviews are for validation; other
         reviews of a film may be among the others) or "smoke" (2,000, 500 and 500 of these).
       max_len: bytes that are read; None for 1,000.
-      data_dir: where `aclImdb_v1.tar.gz` and the prepared data lie; None for the default.
+      data_dir: where `aclImdb_v1.tar.gz` and the prepared data lie, or come to lie; None for the default.
       seed: unused; nothing is drawn.
-      archive: the path of `aclImdb_v1.tar.gz` or of the folder in it, where it lies elsewhere.
+      archive: the path of `aclImdb_v1.tar.gz` or of the folder in it, where it lies elsewhere; or an address of it.
 
     Raises:
       ValueError: unknown source, or `max_len` below 1.
