@@ -68,6 +68,11 @@ def test_texts_are_bytes_and_labels_are_numbered_in_order(folder):
     task.verify()
 
 
+def test_columns_whose_names_are_numbers(tmp_path):
+    path = put(tmp_path, "train.csv", reviews(40), head=("2020", "label")) / "train.csv"
+    assert Files(str(path), column=2020).classes == ["neg", "pos"]  # pyright: ignore[reportArgumentType]
+
+
 def test_whole_numbers_are_in_their_own_order(tmp_path):
     rows = [(f"text {i}", label) for i, label in enumerate(["10", "9", "2"] * 10)]
     assert Files(str(put(tmp_path, "train.csv", rows) / "train.csv")).classes == ["2", "9", "10"]
@@ -221,6 +226,9 @@ def test_kinds_that_do_not_fit(tmp_path):
         ({"seed": -1}, "task.seed must lie in"),
         ({"validation_share": 0.5, "test_share": 0.5}, "together below 1"),
         ({"vocab_size": 1}, "vocab_size must be at least 2"),
+        ({"vocab_size": 2.5}, "vocab_size must be at least 2"),
+        ({"quotes": "no"}, "quotes must be true or false"),
+        ({"scale": 1}, "scale must be true or false"),
         ({"zero": "pad"}, "zero='pad' is not known; there are refuse, token, padding"),
     ],
 )

@@ -131,6 +131,8 @@ class Reading:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; there are {', '.join(known)}.")
+        if not isinstance(self.quotes, bool):
+            raise ValueError(f"quotes must be true or false, got {self.quotes!r}.")
         if self.second_column is not None and self.inputs not in ("auto", "text"):
             raise ValueError(f"second_column={self.second_column!r}: pairs are of texts, not of {self.inputs}.")
 

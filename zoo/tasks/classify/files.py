@@ -87,12 +87,16 @@ class Files(ShortcutTask):
             raise ValueError(
                 f"validation_share={validation_share} and test_share={test_share} must be above 0, together below 1."
             )
-        if vocab_size is not None and vocab_size < 2:
-            raise ValueError(f"vocab_size must be at least 2, for padding and a token, got {vocab_size}.")
+        if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size >= 2):
+            raise ValueError(f"vocab_size must be at least 2, for padding and a token, got {vocab_size!r}.")
+        if not isinstance(scale, bool):
+            raise ValueError(f"scale must be true or false, got {scale!r}.")
         self.source = "" if source in (None, "full") else str(source)  # "full" is what recipes say that name none
         self.seed, self.scale, self.vocab_size = seed, scale, vocab_size
         self.shares: dict[str, float] = {"test": test_share, "validation": validation_share}
-        self.reading = Reading(column, second_column, label_column, inputs, zero, empty, quotes)
+        # A name such as 2020 is a number to YAML.
+        names = (None if name is None else str(name) for name in (column, second_column, label_column))
+        self.reading = Reading(*names, inputs, zero, empty, quotes)
         self._max_len = max_len
         self._tables: dict[str, Table] | None = None
         self._drawn: list[str] = []
