@@ -95,8 +95,10 @@ class Files(ShortcutTask):
         self.seed, self.scale, self.vocab_size = seed, scale, vocab_size
         self.shares: dict[str, float] = {"test": test_share, "validation": validation_share}
         # A name such as 2020 is a number to YAML.
-        names = (None if name is None else str(name) for name in (column, second_column, label_column))
-        self.reading = Reading(*names, inputs, zero, empty, quotes)
+        column, second_column, label_column = (
+            None if name is None else str(name) for name in (column, second_column, label_column)
+        )
+        self.reading = Reading(column, second_column, label_column, inputs, zero, empty, quotes)
         self._max_len = max_len
         self._tables: dict[str, Table] | None = None
         self._drawn: list[str] = []
