@@ -54,11 +54,12 @@ def test_the_readme_names_recipes_that_exist():
     assert named <= set(list_recipes())
 
 
+@pytest.mark.usefixtures("compilation_cache")
 @pytest.mark.parametrize(
     ("page", "number", "block"),
     [
         pytest.param(page, number, block, id=f"{page}-{number}")
-        for page in ("README.md", "docs/importing.md")
+        for page in ("README.md", "docs/importing.md", "docs/files.md")
         for number, block in enumerate(
             re.findall(r"```python\n(.*?)```", (REPO / page).read_text(encoding="utf-8"), flags=re.DOTALL)
         )

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from toy_runs import interrupt, recipe, run
 
@@ -220,6 +221,27 @@ def own_table(change: Mapping[int, str | None] | None = None, rows: int | None =
     return prepare
 
 
+def own_rows(change: Mapping[int, str | None] | None = None, **more: str) -> Callable[[Place], Any]:
+    """A folder reviews/ with a train.csv in which lines (from 1) are changed, and other files by their names."""
+
+    def prepare(place: Place) -> None:
+        (place.folder / "reviews").mkdir()
+        lines: list[str | None] = ["text,label", *(f"film {row},{'pos' if row % 2 else 'neg'}" for row in range(60))]
+        for line, text in (change or {}).items():
+            lines[line - 1] = text
+        text = "\n".join(line for line in lines if line is not None) + "\n"
+        for name, content in {"train_csv": text, **more}.items():
+            path = place.folder / "reviews" / name.replace("_", ".")
+            path.write_bytes(content.encode("utf-8", "surrogateescape"))
+
+    return prepare
+
+
+def own_arrays(**arrays: Any) -> Callable[[Place], Any]:
+    """A file reviews.npz."""
+    return lambda place: np.savez(place.folder / "reviews.npz", **arrays)
+
+
 def forecast_of_days(place: Place) -> None:
     own_table()(place)
     cli.main(["train", "table.yaml", "--run-dir", "run"])
@@ -227,6 +249,8 @@ def forecast_of_days(place: Place) -> None:
     (place.folder / "daily.csv").write_text("\n".join(lines) + "\n")
 
 
+OWN = "train classify/files task.source=reviews"
+OWN_ARRAYS = "train classify/files task.source=reviews.npz"
 TOY = "train toy.yaml --run-dir run"
 CASES = {
     "Names": [
@@ -324,6 +348,29 @@ CASES = {
         Case("too few rows", "train table.yaml task.max_len=96", 1, own_table()),
         Case("an option that the task does not have", "train table.yaml task.options.horizn=3", 2, own_table()),
         Case("a step other than the run's", "forecast run daily.csv --no-plot", 2, forecast_of_days),
+    ],
+    "Files of your own": [
+        Case("no path of files", "train classify/files", 2),
+        Case("no such folder", OWN, 1),
+        Case("a folder without a file for training", OWN, 1,
+             lambda place: (own_rows()(place), Path("reviews/train.csv").rename("reviews/all.csv"))),
+        Case("two files for one split", OWN, 1, own_rows(dev_csv="text,label\n", val_jsonl="")),
+        Case("an empty file", OWN, 1, own_rows(test_csv="")),
+        Case("no column of the texts", OWN, 1, own_rows({1: "txt,label"})),
+        Case("no column of the labels", f"{OWN} task.options.label_column=lable", 1, own_rows()),
+        Case("a row with other fields than the first line", OWN, 1, own_rows({4: "film, the,pos"})),
+        Case("a quote that is not closed", OWN, 1, own_rows({9: '"film,pos'})),
+        Case("a line that is no UTF-8", OWN, 1, own_rows({3: "caf\udce9,pos"})),
+        Case("a row without a text", OWN, 1, own_rows({6: ",pos"})),
+        Case("a row without a label", OWN, 1, own_rows({7: "film,"})),
+        Case("one label only", OWN, 1, own_rows(dict.fromkeys(range(2, 62, 2)))),
+        Case("a label that training lacks", OWN, 1, own_rows(test_csv="text,label\na film,posi\n")),
+        Case("a line that is no JSON", OWN, 1, own_rows(test_jsonl='{"text": "a", "label": "pos"}\n{"text": "b", \n')),
+        Case("too few rows to draw from", OWN, 1, own_rows(dict.fromkeys(range(6, 62)))),
+        Case("arrays of other lengths", OWN_ARRAYS, 1, own_arrays(inputs=[[1, 2], [2, 1]], labels=[0])),
+        Case("a token that is the padding", OWN_ARRAYS, 1, own_arrays(inputs=[[1, 2], [2, 0]], labels=[0, 1])),
+        Case("a number that is none", OWN_ARRAYS, 1, own_arrays(inputs=[[1.0, float("nan")]], labels=[0])),
+        Case("arrays of objects", OWN_ARRAYS, 1, own_arrays(inputs=np.array([1, None]), labels=[0, 1])),
     ],
     "Run directories": [
         Case("another process writes there", TOY, 1, locked),

@@ -52,13 +52,14 @@ def write_pack(path: Path, splits: Mapping[str, RaggedSource], facts: Mapping[st
         for name, rows in splits.items()
         for part, array in zip(_PARTS, (rows.tokens, rows.lengths, rows.labels), strict=True)
     }
-    sums = {name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for name, array in arrays.items()}
+    sums = {name: _sha256(array) for name, array in arrays.items()}
     manifest = json.dumps(seal({**facts, "arrays": sums}), sort_keys=True).encode()
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
-            np.savez_compressed(file, **{_MANIFEST: np.frombuffer(manifest, np.uint8)}, **arrays)
+            named: dict[str, Any] = {_MANIFEST: np.frombuffer(manifest, np.uint8), **arrays}
+            np.savez_compressed(file, **named)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -92,11 +93,15 @@ def read_pack(path: Path, split: str) -> RaggedSource:
     try:
         tokens, lengths, labels = (_load(path, f"{split}.{part}") for part in _PARTS)
         for part, array in zip(_PARTS, (tokens, lengths, labels), strict=True):
-            if hashlib.sha256(np.ascontiguousarray(array)).hexdigest() != sums[f"{split}.{part}"]:
+            if _sha256(array) != sums[f"{split}.{part}"]:
                 raise ValueError(f"the sum of {split}.{part} is not the one recorded")
         return RaggedSource(tokens, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), labels)
     except _DAMAGE as error:
         raise _damaged(path, error) from error
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _load(path: Path, name: str) -> np.ndarray:

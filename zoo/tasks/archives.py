@@ -10,16 +10,14 @@ import numpy as np
 
 from zoo.data.manifest import DataError
 from zoo.registry import did_you_mean
-from zoo.tasks.base import SPLITS, ClassificationTask, Split
-from zoo.tasks.shortcuts import BagOfTokens, length_percentiles, majority_accuracy, token_counts
+from zoo.tasks.base import SPLITS, Split
+from zoo.tasks.shortcuts import ShortcutTask, length_percentiles
 
 if TYPE_CHECKING:
     from zoo.data.archives import Archive
     from zoo.data.builders.archives import ArchiveBuilder
     from zoo.data.prepared import Prepared
     from zoo.data.source import RaggedSource, Source
-
-_TOKENS = 257  # ids of bytes and of pixels are below it
 
 
 class Part(NamedTuple):
@@ -30,7 +28,7 @@ class Part(NamedTuple):
     last: int = 100
 
 
-class ArchiveTask(ClassificationTask):
+class ArchiveTask(ShortcutTask):
     """A task whose rows of bytes are prepared from an archive. A subclass sets `info`, names its sources and loads.
 
     Args:
@@ -56,7 +54,6 @@ class ArchiveTask(ClassificationTask):
         self.source, self._data_dir, self._archive = source, data_dir, archive
         self._stored: dict[str, RaggedSource] = {}
         self._splits: dict[str, Source] = {}
-        self._bag: BagOfTokens | None = None
 
     @abc.abstractmethod
     def _builder(self) -> type["ArchiveBuilder"]:
@@ -176,21 +173,6 @@ class ArchiveTask(ClassificationTask):
             splits = {**splits, "train": splits["train"].rows(0, examples)}
         return splits if max_len is None else {name: rows.shortened(max_len) for name, rows in splits.items()}
 
-    def baselines(self, split: Split = "test") -> dict[str, float]:
-        """Accuracy (0..1) on `split` of two rules fitted on the training split.
-
-        Returns:
-          "majority": the most frequent label. "bag_of_bytes": a logistic regression on how often each token comes in
-          what a model sees of a row; see `zoo.tasks.shortcuts.BagOfTokens`.
-        """
-        train, labels = self._labels("train"), self._labels(split)
-        if self._bag is None:
-            self._bag = BagOfTokens(self._counts("train"), train, self.info.num_classes)
-        return {
-            "majority": majority_accuracy(train, labels),
-            "bag_of_bytes": self._bag.accuracy(self._counts(split), labels),
-        }
-
     def describe(self) -> dict[str, Any]:
         """Path, archive and whether it is verified, cautions, checksum, and by split size, lengths and label counts.
 
@@ -241,13 +223,8 @@ class ArchiveTask(ClassificationTask):
             self._stored[stored] = self.prepared.rows(stored)
         return self._stored[stored]
 
-    def _labels(self, split: Split) -> np.ndarray:
-        rows, first, last = self._rows(split)
-        return rows.labels[first:last]
-
-    def _counts(self, split: Split) -> np.ndarray:
-        source = self._source(*self._rows(split), tokens=True)
-        return token_counts(source, self.info.max_len, _TOKENS)
+    def _tokens(self, split: Split) -> Any:
+        return self._source(*self._rows(split), tokens=True)
 
     def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
         return self.prepared.manifest(verify=verify)

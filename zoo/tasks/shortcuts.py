@@ -4,7 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from zoo.tasks.base import ClassificationTask, Split
+
 _AT_ONCE = 1_024
+_MOST_FITTED = 50_000
+_SCORED_AT_ONCE = 10_000
+_BYTES = 257  # ids of bytes and of pixels are below it
 
 
 def majority_accuracy(train_labels: np.ndarray, labels: np.ndarray) -> float:
@@ -12,25 +17,47 @@ def majority_accuracy(train_labels: np.ndarray, labels: np.ndarray) -> float:
     return float((labels == np.bincount(train_labels).argmax()).mean())
 
 
-def token_counts(source: Any, length: int, vocab_size: int) -> np.ndarray:
+def token_counts(source: Any, length: int, vocab_size: int, rows: np.ndarray | None = None) -> np.ndarray:
     """How often each token comes in each row.
 
     Args:
       source: of tokens (`zoo.data.source.Source`).
       length: what is beyond it in a row is cut, as for a model.
       vocab_size: V.
+      rows: integer [N], which of the source's; None for all.
 
     Returns:
       float64 [N, V]; padding is not counted.
     """
-    counts = np.zeros((len(source), vocab_size))
-    for first in range(0, len(source), _AT_ONCE):
-        rows = np.arange(first, min(first + _AT_ONCE, len(source)))
-        batch = source.gather(rows, length)
-        cells = batch["inputs"] + vocab_size * np.arange(len(rows))[:, None]
-        found = np.bincount(cells[batch["mask"]], minlength=len(rows) * vocab_size)
-        counts[rows] = found.reshape(len(rows), vocab_size)
+    rows = np.arange(len(source)) if rows is None else rows
+    counts = np.zeros((len(rows), vocab_size))
+    for first in range(0, len(rows), _AT_ONCE):
+        some = rows[first : first + _AT_ONCE]
+        batch = source.gather(some, length)
+        cells = batch["inputs"] + vocab_size * np.arange(len(some))[:, None]
+        found = np.bincount(cells[batch["mask"]], minlength=len(some) * vocab_size)
+        counts[first : first + len(some)] = found.reshape(len(some), vocab_size)
     return counts
+
+
+def pair_counts(source: Any, length: int, vocab_size: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """How often each token comes in both texts of a pair, and how much more often in one of them.
+
+    Args:
+      source: `zoo.data.pairs.PairSource`.
+      length, vocab_size, rows: as for `token_counts`.
+
+    Returns:
+      float64 [N, 2 V].
+    """
+    from zoo.data.rows import ByteSource
+
+    pairs = source.pairs if rows is None else source.pairs[rows]
+    used, places = np.unique(pairs, return_inverse=True)
+    documents = source.documents
+    texts = ByteSource(documents.tokens, documents.offsets, documents.labels)
+    one, two = token_counts(texts, length, vocab_size, used)[places.reshape(pairs.shape)].swapaxes(0, 1)
+    return np.concatenate([np.minimum(one, two), np.abs(one - two)], axis=1)
 
 
 def length_percentiles(lengths: np.ndarray) -> dict[str, float]:
@@ -107,3 +134,41 @@ def _loss_and_slope(
     decay = penalty[:, None] * weights
     loss = np.log(total).sum() - (logits * target).sum() + (decay * weights).sum() / 2
     return float(loss), features.T @ (odds / total - target) + decay
+
+
+class ShortcutTask(ClassificationTask):
+    """A classification task that is held against its most frequent label and a bag of its tokens."""
+
+    _bag: BagOfTokens | None = None
+
+    @property
+    def bag_name(self) -> str:
+        """What the second baseline is called."""
+        return "bag_of_bytes"
+
+    def baselines(self, split: Split = "test") -> dict[str, float]:
+        """Accuracy (0..1) on `split` of two rules fitted on the training split.
+
+        Returns:
+          "majority": the most frequent label. "bag_of_bytes" (or as `bag_name` says): a logistic regression on how
+          often each token comes in what a model sees of a row, of pairs on how often it comes in both texts and how
+          much more often in one; see `BagOfTokens`. It is fitted on 50,000 rows, evenly spaced, where there are more.
+        """
+        train, scored = self._tokens("train"), self._tokens(split)
+        if self._bag is None:
+            rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), _MOST_FITTED)).astype(int))
+            self._bag = BagOfTokens(self._counts(train, rows), train.labels[rows], self.info.num_classes)
+        right = 0.0
+        for first in range(0, len(scored), _SCORED_AT_ONCE):
+            rows = np.arange(first, min(first + _SCORED_AT_ONCE, len(scored)))
+            right += self._bag.accuracy(self._counts(scored, rows), scored.labels[rows]) * len(rows)
+        return {"majority": majority_accuracy(train.labels, scored.labels), self.bag_name: right / len(scored)}
+
+    def _tokens(self, split: Split) -> Any:
+        """The split's rows as tokens, with `labels`, whatever models read."""
+        return self.split(split)
+
+    def _counts(self, source: Any, rows: np.ndarray) -> np.ndarray:
+        """The bag of tokens of some rows, [N, V]."""
+        count = pair_counts if self.info.pairs else token_counts
+        return count(source, self.info.max_len, self.info.vocab_size or _BYTES, rows)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from zoo.registry import did_you_mean
-from zoo.tasks.base import SPLITS, ClassificationTask, Split
-from zoo.tasks.shortcuts import BagOfTokens, length_percentiles, majority_accuracy, token_counts
+from zoo.tasks.base import SPLITS, Split
+from zoo.tasks.shortcuts import ShortcutTask, length_percentiles
 
 if TYPE_CHECKING:
+    from zoo.data.pairs import PairSource
     from zoo.data.rows import ByteSource, PixelSource
 
 
-class StandInTask(ClassificationTask):
+class StandInTask(ShortcutTask):
     """A task of tokens that need no file. A subclass sets `info`, names its sources, and makes the examples (`_make`).
 
     Args:
@@ -39,11 +40,10 @@ class StandInTask(ClassificationTask):
         if not 0 <= seed < 2**64:
             raise ValueError(f"task.seed must lie in 0..2**64-1, got {seed}.")
         self.source, self.seed, self._data_dir = source, seed, data_dir
-        self._splits: dict[str, ByteSource | PixelSource] = {}
-        self._bag: BagOfTokens | None = None
+        self._splits: dict[str, ByteSource | PixelSource | PairSource] = {}
 
     @abc.abstractmethod
-    def _make(self, name: Split) -> "ByteSource | PixelSource":
+    def _make(self, name: Split) -> "ByteSource | PixelSource | PairSource":
         """The examples of a split."""
 
     def is_prepared(self) -> bool:
@@ -59,7 +59,7 @@ class StandInTask(ClassificationTask):
     def verify(self) -> None:
         """Does nothing: no file can be damaged."""
 
-    def split(self, name: Split) -> "ByteSource | PixelSource":
+    def split(self, name: Split) -> "ByteSource | PixelSource | PairSource":
         """The examples of a split, made once per task object.
 
         Raises:
@@ -85,16 +85,6 @@ class StandInTask(ClassificationTask):
         """That it is not the task that it stands in for."""
         return [f"a stand-in that needs no download; no result on it says anything of {self.stands_for}"]
 
-    def baselines(self, split: Split = "test") -> dict[str, float]:
-        """Accuracy (0..1) on `split` of "majority" and "bag_of_bytes", as `zoo.tasks.archives.ArchiveTask` has them."""
-        train, scored = self.split("train"), self.split(split)
-        if self._bag is None:
-            self._bag = BagOfTokens(self._counts(train), train.labels, self.info.num_classes)
-        return {
-            "majority": majority_accuracy(train.labels, scored.labels),
-            "bag_of_bytes": self._bag.accuracy(self._counts(scored), scored.labels),
-        }
-
     def describe(self) -> dict[str, Any]:
         """Origin, seed, cautions, checksum, and by split size, lengths and label counts."""
         return {
@@ -113,7 +103,3 @@ class StandInTask(ClassificationTask):
             "lengths": length_percentiles(source.lengths),
             "labels": np.bincount(source.labels, minlength=self.info.num_classes).tolist(),
         }
-
-    def _counts(self, source: "ByteSource | PixelSource") -> np.ndarray:
-        assert self.info.vocab_size is not None
-        return token_counts(source, self.info.max_len, self.info.vocab_size)

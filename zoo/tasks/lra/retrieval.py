@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zoo.registry import register_task
 from zoo.tasks.archives import ArchiveTask, Part
 from zoo.tasks.base import Split, TaskInfo
-from zoo.tasks.shortcuts import token_counts
 
 if TYPE_CHECKING:
     from zoo.data.pairs import PairSource
@@ -83,16 +80,6 @@ class PairTask(ArchiveTask):
 
         del tokens
         return PairSource(rows.documents, rows.pairs[first:last], rows.labels[first:last])
-
-    def _counts(self, split: Split) -> np.ndarray:
-        """How often each token comes in both documents, and how much more often in one of them, [N, 2 V]."""
-        from zoo.data.rows import ByteSource
-
-        rows, first, last = self._rows(split)
-        documents = rows.documents
-        texts = ByteSource(documents.tokens, documents.offsets, documents.labels)
-        one, two = token_counts(texts, self.info.max_len, _VOCAB)[rows.pairs[first:last]].swapaxes(0, 1)
-        return np.concatenate([np.minimum(one, two), np.abs(one - two)], axis=1)
 
 
 @register_task(
