@@ -219,10 +219,8 @@ def _state(law: Law, seed: int, index: int) -> np.ndarray:
 
 
 def _kernel() -> Any:
-    try:
-        from zoo.data.pathfinder_kernel import paint
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("numba", "llvmlite"):
-            raise
-        raise ModuleNotFoundError("drawing Pathfinder needs numba: pip install 'seqzoo[pathfinder]'.") from error
+    from zoo.data.pathfinder_kernel import numba, paint
+
+    if numba is None:
+        raise ModuleNotFoundError("drawing Pathfinder needs numba: pip install 'seqzoo[pathfinder]'.")
     return paint

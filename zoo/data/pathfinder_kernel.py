@@ -6,7 +6,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
 from zoo.data.pathfinder_tables import ANGLES, Tables
@@ -22,7 +21,15 @@ _FULL = 255
 _ANGLES, _TWO = np.int64(ANGLES), np.int64(2)
 
 
+try:
+    import numba
+except ModuleNotFoundError:  # the extra `pathfinder`; `zoo.data.pathfinder.draw` asks for it
+    numba = None
+
+
 def _compiled(function: Callable) -> Any:
+    if numba is None:
+        return function
     try:
         return numba.njit(cache=True)(function)
     except RuntimeError:  # no folder that can be written to: then every process compiles anew
