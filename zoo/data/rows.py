@@ -64,12 +64,13 @@ class PixelSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _rows(self, indices: np.ndarray) -> np.ndarray:
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The pixels themselves of some images, uint8 [b, L]."""
         return self.pixels[indices]
 
     def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
         """Returns a padded batch, see `zoo.data.source.Source.gather`."""
-        pixels = self._rows(indices)[:, :length]
+        pixels = self.rows(indices)[:, :length]
         mask = np.zeros((len(pixels), length), bool)
         inputs = np.zeros(mask.shape, np.int32 if self.scale is None else np.float32)
         mask[:, : pixels.shape[1]] = pixels > 0 if self.black_is_padding else True
@@ -103,5 +104,6 @@ class LazyPixelSource(PixelSource):
         self._read, self.labels = read, np.asarray(labels).astype(np.int32)
         self._describe(length, scale, black_is_padding)
 
-    def _rows(self, indices: np.ndarray) -> np.ndarray:
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """The pixels themselves of some images, uint8 [b, L]."""
         return self._read(indices)

@@ -255,18 +255,3 @@ class Pathfinder(ClassificationTask):
         from zoo.data.builders.pathfinder import open_dataset
 
         return open_dataset(self.size, self._config, self._data_dir, verify=verify)
-
-
-@register_task(
-    "lra/pathx",
-    title="Are two discs on the same dashed curve, over 16,384 pixels (LRA Path-X)",
-    paper="2011.04006",
-    inputs=("tokens", "scalars"),
-    test_args={"source": "smoke"},
-    notes="lra/pathfinder with size=128, and all its sources and options.",
-)
-class PathX(Pathfinder):
-    """LRA's Path-X: `Pathfinder` of 128 x 128 pixels, the same data under another name."""
-
-    name = "lra/pathx"
-    default_size = 128
