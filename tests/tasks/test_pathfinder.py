@@ -14,7 +14,8 @@ from zoo.data.pathfinder import draw, law
 from zoo.data.pathfinder_check import traced_labels
 from zoo.data.pipeline import eval_batches, train_batches
 from zoo.registry import get, spec
-from zoo.tasks.lra.pathfinder import Pathfinder, PathX
+from zoo.tasks.lra.pathfinder import Pathfinder
+from zoo.tasks.lra.pathx import PathX
 
 pytest.importorskip("numba")
 EXAMPLES = 200
