@@ -95,12 +95,18 @@ def _parser() -> argparse.ArgumentParser:
         ("prepare", _data_prepare, "Make or fetch a task's data."),
         ("info", _data_info, "Show sizes, lengths, labels and origin of a task's data."),
         ("pack", _data_pack, "Write a task's prepared data as one file, for a machine without it."),
+        ("show", _data_show, "Draw some images of a task into a PNG, and print their labels."),
     ):
         sub = data.add_parser(name, help=text, description=text, parents=[data_dir])
         sub.add_argument("task", help="TASK or TASK/SOURCE, for example lra/listops/smoke")
         sub.set_defaults(run=run)
         if name == "prepare":
             sub.add_argument("--workers", type=int, help="processes (default: one for each core)")
+        elif name == "show":
+            sub.add_argument("--split", choices=["train", "validation", "test"], default="train")
+            sub.add_argument("--count", type=int, default=20, help="images (default: 20)")
+            sub.add_argument("--first", type=int, default=0, help="number of the first one (default: 0)")
+            sub.add_argument("--out", type=Path, default=Path("images.png"), help="PNG file (default: images.png)")
         elif name == "info":
             sub.add_argument("--verify", action="store_true", help="compute the checksum of every file")
         else:
@@ -241,10 +247,21 @@ def _data_prepare(args: argparse.Namespace) -> None:
     print(task.prepare(workers=args.workers))
 
 
-def _data_info(args: argparse.Namespace) -> None:
+def _prepared_task(args: argparse.Namespace) -> Any:
     task = _task(args, seed=args.seed, **_options(args))
     if not task.is_prepared():
         raise FileNotFoundError(f"{args.task} is not prepared; run: zoo data prepare {args.task}")
+    return task
+
+
+def _data_show(args: argparse.Namespace) -> None:
+    from zoo.pictures import show
+
+    print(show(_prepared_task(args), args.out, args.split, count=args.count, first=args.first))
+
+
+def _data_info(args: argparse.Namespace) -> None:
+    task = _prepared_task(args)
     if args.verify:
         task.verify()
     print(json.dumps(task.describe(), indent=2))

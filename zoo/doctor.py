@@ -9,7 +9,13 @@ from zoo.data.paths import data_dir
 from zoo.training.recipe import list_recipes
 from zoo.training.run import environment
 
-_EXTRAS = {"plot": "matplotlib", "tensorboard": "tensorboardX", "hub": "huggingface_hub", "wandb": "wandb"}
+_EXTRAS = {
+    "plot": "matplotlib",
+    "pathfinder": "numba",
+    "tensorboard": "tensorboardX",
+    "hub": "huggingface_hub",
+    "wandb": "wandb",
+}
 
 
 def report(folder: Path | None = None) -> str:

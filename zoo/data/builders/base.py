@@ -110,3 +110,60 @@ def read_ragged(folder: Path, split: str, *, mend: str, tokens: str = "tokens", 
         raise DataError(f"{folder} holds {len(rows):,} examples in {split!r} instead of {count:,}. {remedy}")
     offsets = np.fromiter(itertools.accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1)
     return RaggedSource(np.frombuffer(b"".join(rows), np.uint8), offsets, np.array(labels, np.int32))
+
+
+class RecordRows:
+    """Rows of bytes of one length in a split of a prepared data set, read from its files when they are asked for.
+
+    Can be pickled; every process opens the files for itself.
+
+    Args:
+      folder: the folder of a prepared data set (that of `dataset_info.json`).
+      split: name of the split.
+      feature: name of the feature with the rows, stored as bytes.
+      mend: what the user should run after deleting `folder`, for the messages.
+
+    Raises:
+      DataError: the description of the data set is damaged.
+    """
+
+    def __init__(self, folder: Path, split: str, feature: str, *, mend: str):
+        self._feature, self._remedy = feature, f"Delete the folder {folder} and run `{mend}`."
+        try:
+            shards = tfds.builder_from_directory(folder).info.splits[split]
+            self._paths = [os.fspath(path) for path in shards.filepaths]
+            self._starts = np.cumsum([0, *shards.shard_lengths])
+        except Exception as error:  # TFDS and protobuf raise several kinds
+            raise DataError(f"The description of {folder} is damaged: {error}. {self._remedy}") from error
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The rows of these numbers, uint8 [b, L].
+
+        Raises:
+          DataError: a file is damaged; the message names it.
+        """
+        rows: list[bytes] = [b""] * len(indices)
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            for place, row in zip(places, self._read(shard, indices[places] - self._starts[shard]), strict=True):
+                rows[place] = row
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
+
+    def _read(self, shard: int, numbers: np.ndarray) -> list[bytes]:
+        try:
+            if shard not in self._readers:
+                self._readers[shard] = ArrayRecordReader(self._paths[shard])
+            records = self._readers[shard].read(numbers.tolist())
+            return [
+                _Example.FromString(record).features.feature[self._feature].bytes_list.value[0] for record in records
+            ]
+        except Exception as error:  # the reader raises RuntimeError, the parser several kinds
+            raise DataError(f"{self._paths[shard]} is damaged: {error}. {self._remedy}") from error

@@ -53,6 +53,8 @@ class PairTask(ArchiveTask):
         self, splits: dict[str, "RaggedSource"], *, examples: int | None, max_len: int | None
     ) -> dict[str, "RaggedSource"]:
         """Fewer training pairs, and of the documents those that are left in a pair, or less of each."""
+        import numpy as np
+
         from zoo.data.pairs import DOCUMENTS, NUMBERS
         from zoo.data.source import RaggedSource
 

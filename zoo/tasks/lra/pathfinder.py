@@ -1,0 +1,257 @@
+"""LRA Pathfinder and Path-X: whether two discs are on the same curve, read pixel by pixel."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from zoo.registry import did_you_mean, register_task
+from zoo.tasks.base import SPLITS, ClassificationTask, Split, TaskInfo
+from zoo.tasks.shortcuts import BagOfTokens, majority_accuracy, token_counts
+
+if TYPE_CHECKING:
+    from zoo.data.pathfinder import Drawing
+    from zoo.data.rows import PixelSource
+
+# Mean and deviation that bring a pixel to 0..1, as S4 reads them, or to -1..1, as S5 and Mega do.
+_SCALES = {"unit": (0.0, 255.0), "centred": (127.5, 127.5)}
+_IN_MEMORY = 1 << 28
+_COUNTED = 1 << 28
+
+
+@register_task(
+    "lra/pathfinder",
+    title="Are two discs on the same dashed curve, pixel by pixel (LRA Pathfinder)",
+    paper="2011.04006",
+    inputs=("tokens", "scalars"),
+    test_args={"source": "smoke"},
+    notes=(
+        "Sources: full (160,000/20,000/20,000, drawn here), smoke (a few), published (the release's PNG files). "
+        "Options size=32|64|128|256, difficulty=easy|intermediate|hard; LRA's are the hard ones."
+    ),
+)
+class Pathfinder(ClassificationTask):
+    """LRA's Pathfinder (Tay et al. 2020, arXiv:2011.04006), after Linsley et al. 2018 (arXiv:1805.08315).
+
+    Two long dashed curves wind among short ones; a disc is at the start of one and at the end of the same (label 1) or
+    of the other (label 0). Images are read row by row; as tokens, a pixel's id is its value: 256 ids, none of them
+    padding. The pixels' order apart, nothing tells the labels: see `baselines`.
+
+    The original code takes every token 0 for padding, and so leaves black pixels (two thirds at 32, 86 % at 128) out of
+    attention. Here every pixel is real, unless `black_is_padding`.
+
+    Args:
+      source: "full" (200,000 images by the law of the release, drawn here, see `zoo.data.pathfinder`: 80 % to train on,
+        10 % for validation and for test), "smoke" (5,000 of these at size 32, 1,000 at others) or "published" (the
+        release's own files, in the order and the splits of the original).
+      max_len: None or the number of pixels.
+      data_dir: the folder of all data; None for `$ZOO_DATA` or `~/.cache/zoo`.
+      seed: of the generator; another seed is another data set.
+      size: side of the images in pixels: 32, 64, 128 ("Path-X") or 256; None for the task's own.
+      difficulty: "hard" (curves of 14 paddles, LRA's), "intermediate" (9) or "easy" (6).
+      inputs: "tokens", or "scalars" scaled by `scale`.
+      scale: "unit" (value / 255, as S4) or "centred" (value / 127.5 - 1, as S5 and Mega).
+      black_is_padding: leave black pixels out of the mask.
+      archive: for "published": the folder `pathfinder<size>` or one that it is in, where it lies elsewhere.
+
+    Raises:
+      ValueError: an argument is none of these.
+    """
+
+    name = "lra/pathfinder"
+    sources = ("full", "smoke", "published")
+    default_size = 32
+
+    def __init__(
+        self,
+        source: str = "full",
+        max_len: int | None = None,
+        data_dir: str | Path | None = None,
+        seed: int = 0,
+        *,
+        size: int | None = None,
+        difficulty: Literal["easy", "intermediate", "hard"] = "hard",
+        inputs: Literal["tokens", "scalars"] = "tokens",
+        scale: Literal["unit", "centred"] = "unit",
+        black_is_padding: bool = False,
+        archive: str | Path | None = None,
+    ):
+        from zoo.data.builders.pathfinder import get_config
+
+        if source not in self.sources:
+            raise ValueError(f"{self.name} has no source {source!r}. {did_you_mean(source, self.sources)}")
+        self.size = self.default_size if size is None else size
+        self.source, self.difficulty, self._data_dir, self._archive = source, difficulty, data_dir, archive
+        self._config = get_config(self.size, difficulty, source, seed)
+        length = self.size**2
+        if max_len not in (None, length):
+            raise ValueError(f"{self.name} has {length:,} pixels, which max_len={max_len} cannot change.")
+        if inputs not in ("tokens", "scalars"):
+            raise ValueError(f"{self.name}: inputs must be 'tokens' or 'scalars', got {inputs!r}.")
+        if scale not in _SCALES:
+            raise ValueError(f"{self.name}: scale must be {' or '.join(map(repr, _SCALES))}, got {scale!r}.")
+        self._scale = None if inputs == "tokens" else _SCALES[scale]
+        self._black_is_padding = bool(black_is_padding)
+        self.info = TaskInfo(inputs, vocab_size=256 if inputs == "tokens" else None, num_classes=2, max_len=length)
+        self._splits: dict[str, PixelSource] = {}
+        self._bag: BagOfTokens | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the prepared data lies."""
+        from zoo.data.builders.pathfinder import dataset_folder
+
+        return dataset_folder(self.size, self._config, self._data_dir)
+
+    def is_prepared(self) -> bool:
+        """Whether the data is there and whole: all files, with the right sizes."""
+        from zoo.data.manifest import DataError
+
+        try:
+            self._manifest()
+        except DataError:
+            return False
+        return True
+
+    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
+        """Draws the images, or reads the released ones; does nothing where the data is whole.
+
+        Args:
+          progress: report progress on standard error.
+          workers: number of processes; None for one per core. The data does not depend on it.
+
+        Returns:
+          The folder of the data.
+
+        Raises:
+          DataError: damaged or missing files, or no room on the disk; the message says what to do.
+          ModuleNotFoundError: the extra `pathfinder` is not installed.
+        """
+        from zoo.data.builders.pathfinder import prepare
+
+        options: dict[str, Any] = {"archive": self._archive, "workers": workers, "progress": progress}
+        return prepare(self.size, self._config, self._data_dir, **options)
+
+    def verify(self) -> None:
+        """Computes the SHA-256 of every file.
+
+        Raises:
+          DataError: a file differs from the manifest; the message names it.
+        """
+        self._manifest(verify=True)
+
+    def split(self, name: Split) -> "PixelSource":
+        """The images of a split: in memory, or where that is more than 256 MB read as they are needed.
+
+        Raises:
+          ValueError: unknown split.
+          DataError: the data is not prepared, or damaged.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(SPLITS)}.")
+        if name not in self._splits:
+            self._manifest(verify=not self._splits)  # to the last bit, once
+            self._splits[name] = self._source(name, self._scale, self._black_is_padding)
+        return self._splits[name]
+
+    def drawing(self, name: Split, rows: Sequence[int]) -> "Drawing":
+        """Some images of a split drawn again, with the curves that they are made of: for studying errors.
+
+        Raises:
+          ValueError: unknown split or row, or the images were not drawn here.
+          ModuleNotFoundError: numba is not installed.
+        """
+        from zoo.data.builders.pathfinder import split_bounds
+        from zoo.data.pathfinder import draw, law
+
+        if self._config.published:
+            raise ValueError(f"{self.name}/published was not drawn here; its curves are not known.")
+        if name not in SPLITS:
+            raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(SPLITS)}.")
+        first, last = split_bounds(self._config.examples)[name]
+        wrong = [row for row in rows if not 0 <= row < last - first]
+        if wrong:
+            raise ValueError(f"{self.name}: {name} has rows 0 to {last - first - 1}, not {wrong[0]}.")
+        return draw(law(self.size, self._config.difficulty), self._config.seed, [first + row for row in rows])
+
+    def fingerprint(self) -> str:
+        """The start of the SHA-256 over the checksums of all splits' examples.
+
+        Raises:
+          DataError: the data is not prepared, or damaged.
+        """
+        splits = self._manifest()["splits"]
+        digests = [f"{name} {splits[name]['content_sha256']}" for name in SPLITS]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+    def cautions(self) -> list[str]:
+        """What must be said with every result: an easier set than LRA's, or released files that nobody can check.
+
+        Raises:
+          DataError: the data is not prepared, or damaged.
+        """
+        found = []
+        if self.difficulty != "hard":
+            found.append(f"the {self.difficulty} set; LRA's results are on the hard one")
+        if self._config.published:
+            from zoo.data.pathfinder_published import EXAMPLES
+
+            examples = sum(part["examples"] for part in self._manifest()["splits"].values())
+            found.append("unverified data: the release passed the checks of its content, but has no checksum")
+            if examples < EXAMPLES - 1:  # one file of the release is empty
+                found.append(f"an incomplete release: {examples:,} of {EXAMPLES:,} images")
+        return found
+
+    def baselines(self, split: Split = "test") -> dict[str, float]:
+        """Accuracy (0..1) on `split` of two rules fitted on the training split.
+
+        Returns:
+          "majority": the most frequent label. "bag_of_pixels": a logistic regression on how often each grey value comes
+          (see `zoo.tasks.shortcuts.BagOfTokens`), fitted and scored on 20,000 images at most, and fewer large ones.
+        """
+        train, scored = self._counted("train"), self._counted(split)
+        if self._bag is None:
+            self._bag = BagOfTokens(train[0], train[1], 2)
+        labels = self.split("train").labels, self.split(split).labels
+        return {"majority": majority_accuracy(*labels), "bag_of_pixels": self._bag.accuracy(*scored)}
+
+    def describe(self) -> dict[str, Any]:
+        """Path, origin, law, seed, cautions, checksum, and for each split its size and label counts.
+
+        Raises:
+          DataError: the data is not prepared, or damaged.
+        """
+        manifest = self._manifest()
+        facts = {key: manifest[key] for key in ("dataset", "origin", "seed", "law", "splits") if key in manifest}
+        size = sum(entry["bytes"] for entry in manifest["files"].values())
+        where = {"path": str(self.folder), "bytes": size, "checksum": manifest["digest"]}
+        return {**facts, "cautions": self.cautions(), **where}
+
+    def _source(self, name: Split, scale: tuple[float, float] | None, black_is_padding: bool) -> "PixelSource":
+        from zoo.data.builders.base import RecordRows, read_ragged
+        from zoo.data.builders.pathfinder import labels_path, prepare_command
+        from zoo.data.rows import LazyPixelSource, PixelSource
+
+        labels = np.load(labels_path(self.folder, name))
+        mend = prepare_command(self.size, self._config)
+        options: dict[str, Any] = {"scale": scale, "black_is_padding": black_is_padding}
+        if len(labels) * self.info.max_len > _IN_MEMORY:
+            rows = RecordRows(self.folder, name, "image", mend=mend)
+            return LazyPixelSource(rows, self.info.max_len, labels, **options)
+        pixels = read_ragged(self.folder, name, mend=mend, tokens="image").tokens
+        return PixelSource(pixels.reshape(len(labels), -1), labels, **options)
+
+    def _counted(self, name: Split) -> tuple[np.ndarray, np.ndarray]:
+        """How often each value comes in the first images of a split, and their labels."""
+        self.split(name)
+        source = self._source(name, None, False)
+        rows = min(len(source), 20_000, _COUNTED // self.info.max_len)
+        source.labels = source.labels[:rows]
+        return token_counts(source, self.info.max_len, 256), source.labels
+
+    def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
+        from zoo.data.builders.pathfinder import open_dataset
+
+        return open_dataset(self.size, self._config, self._data_dir, verify=verify)
