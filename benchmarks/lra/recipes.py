@@ -97,10 +97,11 @@ def to_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """A table for each task: by protocol and variant parameters, their ratio to softmax, and memory."""
     lines = [
         f"On {about['device']} ({about['processor']}), jax {about['jax']}, flax {about['flax']}, zoo {about['zoo']} at "
-        f"{about['commit']}, {about['date']}. Parameters in thousands and by those of softmax in the same recipe; memory "
-        "is what XLA plans on this device for one update of the recipe's batch at its length, in float32 without "
-        f"accumulation or recomputation (bold: more than 24 GiB). Each also took {STEPS} updates of {ROWS} rows at "
-        f"{LENGTH} tokens (Image: 1,024) with finite losses, but where a reason is named.",
+        f"{about['commit']}, {about['date']}. Parameters in thousands and by those of softmax in the same recipe; "
+        "memory is what XLA plans on this device for one update of the recipe's batch at its length, in float32, "
+        "without accumulation or recomputation (bold: more than 24 GiB). Each also took "
+        f"{STEPS} updates of {ROWS} rows at {LENGTH} tokens (Image: 1,024) with finite losses, but where a reason is "
+        "named.",
     ]
     for task in TASKS:
         mine = {(row["variant"], row["protocol"]): row for row in rows if row["task"] == task}

@@ -20,7 +20,20 @@ from zoo.files import seal, unseal
 
 _MANIFEST = "manifest"
 _PARTS = ("tokens", "lengths", "labels")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError, NotImplementedError)
+# What reading such a file raises that was changed or is cut short.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 def content_sha256(rows: RaggedSource) -> str:
@@ -105,8 +118,9 @@ def _sha256(array: np.ndarray) -> str:
 
 
 def _load(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[name]
+    # Not np.load, which leaves a damaged file open.
+    with zipfile.ZipFile(path) as file, file.open(f"{name}.npy") as array:
+        return np.lib.format.read_array(array, allow_pickle=False)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
