@@ -1,4 +1,6 @@
-"""The generator of Pathfinder images, compiled by Numba. Integers only, so that all machines draw the same.
+"""The generator of Pathfinder images, compiled by Numba.
+
+All machines draw the same: there are integers only, and floating point where a single addition is rounded.
 
 `zoo.data.pathfinder.draw` is the way to call it; the law is told there, the tables in `zoo.data.pathfinder_tables`.
 """
@@ -73,10 +75,9 @@ def _note(snake, row):
 
 
 @_compiled
-def _nearest_even(doubled):
-    """Half of it, halves to the even neighbour."""
-    half = doubled >> 1
-    return half + (half & 1) if doubled & 1 else half
+def _moved(start, step):
+    """A coordinate after a step, rounded up as the reference does; an addition, which all machines round alike."""
+    return np.int64(np.ceil(start + step))
 
 
 @_compiled
@@ -110,8 +111,8 @@ def _extend(state, tables, room, snake, sums):
     """
     size, reach = tables.numbers[0], tables.numbers[8]
     direction = snake[2]
-    row = snake[0] + tables.step[direction, 0]
-    column = snake[1] + tables.step[direction, 1]
+    row = _moved(snake[0], tables.step[direction, 0])
+    column = _moved(snake[1], tables.step[direction, 1])
     total = np.int64(0)
     for c in range(len(sums)):
         weight = tables.weights[direction, c]
@@ -141,8 +142,8 @@ def _extend(state, tables, room, snake, sums):
 def _begin(tables, snake, y, x, degree):
     """The first paddle of a curve that starts at a point; whether it lies in the image."""
     size = tables.numbers[0]
-    far_y, far_x = y + tables.length[degree, 0], x + tables.length[degree, 1]
-    row, column = far_y + tables.back[degree, 0], far_x + tables.back[degree, 1]
+    far_y, far_x = _moved(y, tables.length[degree, 0]), _moved(x, tables.length[degree, 1])
+    row, column = _moved(far_y, tables.back[degree, 0]), _moved(far_x, tables.back[degree, 1])
     snake[0], snake[1], snake[2], snake[3], snake[4] = row, column, degree, y, x
     return _inside(far_y, far_x, size) and _inside(row, column, size)
 
@@ -163,8 +164,8 @@ def _begin_targets(state, tables, snakes):
             break
     for _ in range(_PADDLE_TRIES):
         degree, angle = _below(state, _ANGLES), _below(state, _ANGLES)
-        y = _nearest_even(2 * snakes[0, 3] + tables.other[angle, 0])
-        x = _nearest_even(2 * snakes[0, 4] + tables.other[angle, 1])
+        y = np.int64(np.rint(snakes[0, 3] + tables.other[angle, 0]))
+        x = np.int64(np.rint(snakes[0, 4] + tables.other[angle, 1]))
         if _begin(tables, snakes[1], y, x, degree):
             return True
     return False
@@ -230,7 +231,7 @@ def _is_full(room, size, reach):
 def _keep(tables, snake, points):
     """Writes down the pivot, the near and the far end of a curve's last paddle."""
     direction, y, x = snake[2], snake[3], snake[4]
-    other_y, other_x = y + tables.length[direction, 0], x + tables.length[direction, 1]
+    other_y, other_x = _moved(y, tables.length[direction, 0]), _moved(x, tables.length[direction, 1])
     points[0, 0], points[0, 1] = snake[0], snake[1]
     if direction < ANGLES:
         points[1, 0], points[1, 1], points[2, 0], points[2, 1] = y, x, other_y, other_x

@@ -16,14 +16,6 @@ _TAPS = 3  # half the width of Lanczos' filter
 _BITS = 22  # of its fixed point
 
 
-def round_robustly(value: float, *, up: bool) -> int:
-    """`value` rounded up or down to a whole number; one that is whole but for the error of a sine stays what it is."""
-    near = round(value)
-    if abs(value - near) < 1e-9:
-        return near
-    return math.ceil(value) if up else math.floor(value)
-
-
 def disc(radius: float) -> np.ndarray:
     """Offsets (row, column) of the points of a grid no farther than `radius` from one of them, integer [N, 2]."""
     reach = math.floor(radius)

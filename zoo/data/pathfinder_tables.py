@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from zoo.data.exact_trig import atan2, cos, sin
 from zoo.data.pathfinder import GREY, Law
-from zoo.data.pathfinder_shapes import SCALE, disc, lanczos, paddle, reach, round_robustly
+from zoo.data.pathfinder_shapes import SCALE, disc, lanczos, paddle, reach
 
 ANGLES = 360
 # A weight of 1, and the value of the weights and the free room of a pivot below which a curve has come to a dead end:
@@ -26,9 +27,10 @@ class Tables(NamedTuple):
       numbers: the law's whole numbers; see `_numbers`.
       marks, rooms: brightness and room of every paddle, uint8 [marks, w, w], around the point it is drawn from.
       mark: which of them a paddle of a direction has, int64 [directions].
-      step: from the pivot of a paddle to that of the next, int64 [directions, 2].
-      length: from the point that a paddle is drawn from to its other end, int64 [directions, 2].
-      back: from the far end of a first paddle to its pivot, int64 [360, 2].
+      step: from the pivot of a paddle to that of the next, float64 [directions, 2]. Here and below, a number that is
+        added to a coordinate before that is rounded.
+      length: from the point that a paddle is drawn from to its other end, float64 [directions, 2].
+      back: from the far end of a first paddle to its pivot, float64 [360, 2].
       candidates: from a pivot to the points where the paddle may end, int64 [candidates, 2].
       weights: of the candidates by the direction of the paddle before, int64 [directions, candidates].
       disc: offsets within the margin, int64 [n, 2].
@@ -36,7 +38,7 @@ class Tables(NamedTuple):
         must be free, int64 [n, 2]; of a direction that no first paddle may have there are none.
       centre: first and last row, first and last column where the first target of a direction may start (the
         last before the first: nowhere), int64 [360, 4].
-      other: twice the offset from the start of the first target to that of the second, by angle, int64 [360, 2].
+      other: from the start of the first target to that of the second, by angle, float64 [360, 2].
       first, filter: of `zoo.data.pathfinder_shapes.lanczos`, for the discs.
     """
 
@@ -62,10 +64,10 @@ class Tables(NamedTuple):
 def tables(law: Law, margin: int) -> Tables:
     """The tables of a law for one of its margins."""
     candidates = _candidates(law.paddle_length + margin)
-    degrees = [math.radians(degree - 180) for degree in range(ANGLES)]
-    turned = [math.atan2(row, column) for row, column in candidates]
+    degrees = [_radians(degree - 180) for degree in range(ANGLES)]
+    turned = [atan2(row, column) for row, column in candidates]
     # A paddle that is added is drawn backwards, from its far end.
-    drawn = degrees + [angle + math.pi for angle in turned]
+    drawn = degrees + [_opposite(angle) for angle in turned]
     marks, rooms, mark = _marks(law, margin, drawn)
     starts, bodies = _bodies(law, margin, rooms, mark)
     first, weights = lanczos(SCALE * law.size, law.size)
@@ -76,14 +78,14 @@ def tables(law: Law, margin: int) -> Tables:
         mark=mark,
         step=_moves(degrees + turned, law.paddle_length + 2 * margin),
         length=_moves(drawn, law.paddle_length),
-        back=_moves([angle + math.pi for angle in degrees], law.paddle_length + margin),
+        back=_moves([_opposite(angle) for angle in degrees], law.paddle_length + margin),
         candidates=np.array(candidates, np.int64),
         weights=_weights(degrees + turned, turned, law.continuity),
         disc=disc(margin).astype(np.int64),
         starts=starts,
         bodies=bodies,
         centre=_centre(law, starts, bodies),
-        other=np.array([_twice(math.radians(angle), law.seed_distance) for angle in range(ANGLES)], np.int64),
+        other=_moves([_radians(angle) for angle in range(ANGLES)], law.seed_distance),
         first=first,
         filter=weights,
     )
@@ -98,48 +100,49 @@ def _numbers(law: Law, margin: int) -> np.ndarray:
     return np.array(whole, np.int64)
 
 
-def _move(angle: float, distance: float) -> tuple[int, int]:
-    """A step as the reference takes it: both coordinates rounded up."""
-    row, column = distance * math.sin(angle), distance * math.cos(angle)
-    return round_robustly(row, up=True), round_robustly(column, up=True)
+def _radians(degrees: int) -> float:
+    return degrees * math.pi / 180
 
 
-def _moves(angles: list[float], distance: float) -> np.ndarray:
-    return np.array([_move(angle, distance) for angle in angles], np.int64)
+def _opposite(angle: float) -> float:
+    return angle + math.pi if angle < 0 else angle - math.pi
 
 
-def _twice(angle: float, distance: float) -> tuple[int, int]:
-    """Twice the nearest whole offsets; odd where an offset lies half-way, which is decided where it is added."""
+def _moves(angles: list[float], distance: int) -> np.ndarray:
+    """Steps of a length, as the reference has them in floating point.
 
-    def one(value: float) -> int:
-        near = round(2 * value)
-        return near if near % 2 and abs(2 * value - near) < 1e-9 else 2 * round(value)
+    It adds them to a pixel's coordinates and rounds up. So the errors of sines and cosines count where the sum should
+    be whole: the cosine of a right angle is 6e-17, and a curve that runs straight up moves aside by a pixel where its
+    column is below 4, and not where the sum swallows the error. Near the edges of 32 x 32 images that is seen in the
+    shape of curves. So the errors are kept, and made those of correct rounding, which no machine need share.
+    """
+    return np.array([(distance * sin(angle), distance * cos(angle)) for angle in angles])
 
-    return one(distance * math.sin(angle)), one(distance * math.cos(angle))
+
+def _ends(angles: list[float], length: int, centre: int) -> list[tuple[int, int]]:
+    """Where lines from the centre of a finer square end, as seen from there."""
+    moved = np.ceil(centre + _moves(angles, length)).astype(int) - centre
+    return [(int(row), int(column)) for row, column in moved]
 
 
 def _candidates(radius: int) -> list[tuple[int, int]]:
     """The pixels that a circle around a pivot passes, at steps of one pixel, rounded down."""
     angles = [step / radius for step in range(math.ceil(2 * math.pi * radius))]
-    found = {
-        (
-            round_robustly(radius * math.sin(angle), up=False),
-            round_robustly(radius * math.cos(angle), up=False),
-        )
-        for angle in angles
-    }
-    return sorted(found)
+    points = np.floor(_moves(angles, radius)).astype(int)
+    return sorted({(int(row), int(column)) for row, column in points})
 
 
 def _weights(before: list[float], after: list[float], continuity: float) -> np.ndarray:
     turn = np.abs(np.array(before)[:, None] - np.array(after))
     bound = np.minimum(np.minimum(turn, 2 * np.pi - turn) * continuity, np.pi / 2)
+    # Rounded far more coarsely than cosines differ between machines.
     return np.round(np.cos(bound) ** 2 * _ONE).astype(np.int64)
 
 
 def _marks(law: Law, margin: int, angles: list[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The different paddles among those of `angles`, and which each is."""
-    ends = [_move(angle, SCALE * law.paddle_length) for angle in angles]
+    centre = SCALE * reach(law.paddle_length, law.thickness, margin)
+    ends = _ends(angles, SCALE * law.paddle_length, centre)
     different = sorted(set(ends))
     drawn = [paddle(law.paddle_length, law.thickness, margin, row, column) for row, column in different]
     which = np.array([different.index(end) for end in ends], np.int64)
