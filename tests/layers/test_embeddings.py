@@ -111,3 +111,14 @@ def test_wrong_inputs_say_which_axis(inputs, message):
 def test_wrong_options_say_what_there_is(options, message):
     with pytest.raises(ValueError, match=message):
         embedding(**options)
+
+
+def test_the_size_of_a_scalar_outlives_a_norm():
+    """Of numbers on one side of zero a norm right behind a linear map without bias leaves the same vector."""
+    embedding = Embedding(64, 8, inputs="scalars", positions="none", rngs=nnx.Rngs(0))
+    x = embedding(jnp.array([[0.1, 0.5, 2.0]]))
+    normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    for one, two in ((0, 1), (1, 2)):
+        assert jnp.abs(normed[0, one] - normed[0, two]).mean() > 0.1
+    assert jnp.abs(embedding.table.kernel[...]).max() <= 1
+    assert jnp.abs(embedding.table.bias[...]).max() <= 1

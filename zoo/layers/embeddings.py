@@ -11,6 +11,7 @@ from flax.nnx.nn import initializers
 
 from zoo.layers.axial_positions import AxialPositions, square_grid
 from zoo.layers.dropout import Dropout
+from zoo.layers.initializers import bias_initializer, kernel_initializer
 from zoo.layers.shapes import check_shapes
 from zoo.typing import Array, DType, Float, Int, Num
 
@@ -81,7 +82,10 @@ class Embedding(nnx.Module):
                 raise ValueError(f"inputs='tokens' needs vocab_size >= 1, got {vocab_size}.")
             self.table = nnx.Embed(vocab_size, d_model, embedding_init=initializers.normal(embedding_std), **options)
         elif inputs == "scalars":
-            self.table = nnx.Linear(1, d_model, **options)
+            # As torch.nn.Linear(1, D) begins, which S4 has here. With a bias of zero a norm right behind would leave of a
+            # number little more than its sign.
+            begin = {"kernel_init": kernel_initializer("torch"), "bias_init": bias_initializer("torch", 1)}
+            self.table = nnx.Linear(1, d_model, **begin, **options)
         else:
             raise ValueError(f"unknown inputs {inputs!r}; there are tokens, scalars.")
         length = max_len + cls_token
