@@ -140,7 +140,8 @@ def test_recipes_are_listed(zoo):
     _, out, _ = zoo("list", "--kind", "recipe")
     assert {"lra/original/listops", "lra/small/listops", "lra/smoke/listops"} <= set(out.split())
     assert json.loads(zoo("list", "--kind", "recipe", "*/smoke/*", "--json")[1]) == [
-        f"lra/smoke/{task}" for task in ("image", "listops", "retrieval", "text")
+        f"lra/smoke/{task}"
+        for task in ("image", "listops", "pathfinder", "pathfinder256", "pathx", "retrieval", "text")
     ]
 
 

@@ -36,6 +36,10 @@ PATHS = {paddles: name for name, paddles in DIFFICULTIES.items()}
 LEVELS = (32, 64, 96, 112, 128, 160, 192, 224, 250)
 SHEET = [(32, "hard")] * 2 + [(32, "intermediate"), (32, "easy"), (64, "hard"), (64, "easy")]
 SHEET += [(128, "hard")] * 2 + [(128, "intermediate"), (128, "easy"), (256, "hard")]
+CONTROLS = {
+    "control: curves as straight as at other sizes": {"continuity": 1.8},
+    "control: distractors as dim as targets": {"contrast": 30},
+}
 # How far a flood leaps so that it crosses every gap within a curve, by size.
 LEAPS = {32: 3, 64: 4, 128: 7, 256: 7}
 _FLOODED = 1 << 23  # pixels of a set
@@ -191,18 +195,16 @@ def classifier(options: argparse.Namespace) -> dict[str, Any]:
     ours = draw(law(32, "hard"), SEED, range(count)).images
     print(f"{count} images of each; held-out accuracy of {options.folds} folds", flush=True)
     found = {"ours": folds(ours, theirs, options.folds, options.epochs)}
-    # What the network sees where there is something: distractors as dim as targets are.
-    changed = draw(_dimmed(), SEED, range(count)).images
-    found["distractors as dim as targets"] = folds(changed, theirs, options.folds, options.epochs)
+    # What the network sees where there is something to see: other laws than the reference's.
+    rules = law(32, "hard")
+    for name, change in CONTROLS.items():
+        changed = draw(dataclasses.replace(rules, **change), SEED, range(count)).images
+        found[name] = folds(changed, theirs, options.folds, options.epochs)
     return {
         "what": f"held-out accuracy of a small convolutional network, {count} images of ours, {count} of the reference",
         "standard_error_by_chance": round(0.5 / math.sqrt(2 * count), 4),
         "accuracy": found,
     }
-
-
-def _dimmed() -> Any:
-    return dataclasses.replace(law(32, "hard"), contrast=law(32, "hard").target_contrast)
 
 
 def folds(ours: np.ndarray, theirs: np.ndarray, number: int, epochs: int) -> dict[str, Any]:

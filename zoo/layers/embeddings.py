@@ -82,8 +82,8 @@ class Embedding(nnx.Module):
                 raise ValueError(f"inputs='tokens' needs vocab_size >= 1, got {vocab_size}.")
             self.table = nnx.Embed(vocab_size, d_model, embedding_init=initializers.normal(embedding_std), **options)
         elif inputs == "scalars":
-            # As torch.nn.Linear(1, D) begins, which S4 has here. With a bias of zero a norm right behind would leave of a
-            # number little more than its sign.
+            # As torch.nn.Linear(1, D) begins, which S4 has here. With a bias of zero a norm right behind would leave
+            # of a number little more than its sign.
             begin = {"kernel_init": kernel_initializer("torch"), "bias_init": bias_initializer("torch", 1)}
             self.table = nnx.Linear(1, d_model, **begin, **options)
         else:
