@@ -64,7 +64,10 @@ S5 = {
     "text": (6, 256, 50, 35, 0.004, 0.07, 0.1, 0),
     "retrieval": (6, 128, 32, 20, 0.002, 0.05, 0.0, 147_086 // 32),
     "image": (6, 512, 50, 250, 0.0045, 0.07, 0.1, 45_000 // 50),
+    "pathfinder": (6, 192, 64, 200, 0.0045, 0.03, 0.05, 160_000 // 64),
+    "pathx": (6, 128, 32, 75, 0.0018, 0.06, 0.0, 160_000 // 32),
 }
+STATE_RATE = {"pathfinder": 9e-4, "pathx": 6e-4}
 
 
 @pytest.mark.parametrize("task", S5)
@@ -73,9 +76,11 @@ def test_the_ssm_protocol(task):
     model, config = recipe.model, recipe.train
     found = (model.num_layers, model.d_model, config.batch_size, config.epochs, config.lr, config.weight_decay)
     assert (*found, model.dropout, config.warmup_steps) == S5[task]
-    assert (config.state_lr, config.decay, config.schedule, config.select) == (1e-3, "all", "cosine", "best")
+    rate = STATE_RATE.get(task, 1e-3)
+    assert (config.state_lr, config.decay, config.schedule, config.select) == (rate, "all", "cosine", "best")
     assert (model.pooling, model.causal, model.positions) == ("mean", False, "none")
-    assert check(recipe).task.info.inputs == ("scalars" if task == "image" else "tokens")
+    pixels = task in ("image", "pathfinder", "pathx")
+    assert check(recipe).task.info.inputs == ("scalars" if pixels else "tokens")
     assert not recipe.task.options.get("black_is_padding")
     # Attention without positions would see a bag of tokens.
     for variant in ("softmax", "linear_attention", "flowformer", "nystromformer", "informer", "axial"):
