@@ -8,6 +8,7 @@ from zoo.tasks.base import ClassificationTask, Split
 
 _AT_ONCE = 1_024
 _MOST_FITTED = 50_000
+_MOST_CELLS = 1 << 28  # of all rows that it is fitted on
 _SCORED_AT_ONCE = 10_000
 _BYTES = 257  # ids of bytes and of pixels are below it
 
@@ -99,7 +100,6 @@ class BagOfTokens:
         bound = 0.5 * features.T @ features + np.diag(penalty)
         inverse = np.linalg.inv(bound)
         target = np.eye(num_classes)[labels]
-        self.weights = np.zeros((features.shape[1], num_classes))
         self.weights, losses = np.zeros((features.shape[1], num_classes)), []
         # Nesterov's momentum, which a bound allows, begun anew where the loss rises (O'Donoghue & Candès 2015).
         ahead, momentum = self.weights, 1.0
@@ -152,11 +152,13 @@ class ShortcutTask(ClassificationTask):
         Returns:
           "majority": the most frequent label. "bag_of_bytes" (or as `bag_name` says): a logistic regression on how
           often each token comes in what a model sees of a row, of pairs on how often it comes in both texts and how
-          much more often in one; see `BagOfTokens`. It is fitted on 50,000 rows, evenly spaced, where there are more.
+          much more often in one; see `BagOfTokens`. It is fitted on 50,000 rows, evenly spaced, where there are more,
+          and on fewer very long ones.
         """
         train, scored = self._tokens("train"), self._tokens(split)
         if self._bag is None:
-            rows = np.unique(np.linspace(0, len(train) - 1, min(len(train), _MOST_FITTED)).astype(int))
+            most = min(len(train), _MOST_FITTED, max(1, _MOST_CELLS // self.info.max_len))
+            rows = np.unique(np.linspace(0, len(train) - 1, most).astype(int))
             self._bag = BagOfTokens(self._counts(train, rows), train.labels[rows], self.info.num_classes)
         right = 0.0
         for first in range(0, len(scored), _SCORED_AT_ONCE):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from zoo.registry import did_you_mean, register_task
-from zoo.tasks.base import SPLITS, ClassificationTask, Split, TaskInfo
-from zoo.tasks.shortcuts import BagOfTokens, majority_accuracy, token_counts
+from zoo.tasks.base import SPLITS, Split, TaskInfo
+from zoo.tasks.shortcuts import ShortcutTask
 
 if TYPE_CHECKING:
     from zoo.data.pathfinder import Drawing
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # Mean and deviation that bring a pixel to 0..1, as S4 reads them, or to -1..1, as S5 and Mega do.
 _SCALES = {"unit": (0.0, 255.0), "centred": (127.5, 127.5)}
 _IN_MEMORY = 1 << 28
-_COUNTED = 1 << 28
 
 
 @register_task(
@@ -32,7 +31,7 @@ _COUNTED = 1 << 28
         "Options size=32|64|128|256, difficulty=easy|intermediate|hard; LRA's are the hard ones."
     ),
 )
-class Pathfinder(ClassificationTask):
+class Pathfinder(ShortcutTask):
     """LRA's Pathfinder (Tay et al. 2020, arXiv:2011.04006), after Linsley et al. 2018 (arXiv:1805.08315).
 
     Two long dashed curves wind among short ones; a disc is at the start of one and at the end of the same (label 1) or
@@ -96,7 +95,6 @@ class Pathfinder(ClassificationTask):
         self._black_is_padding = bool(black_is_padding)
         self.info = TaskInfo(inputs, vocab_size=256 if inputs == "tokens" else None, num_classes=2, max_len=length)
         self._splits: dict[str, PixelSource] = {}
-        self._bag: BagOfTokens | None = None
 
     @property
     def folder(self) -> Path:
@@ -204,18 +202,10 @@ class Pathfinder(ClassificationTask):
                 found.append(f"an incomplete release: {examples:,} of {EXAMPLES:,} images")
         return found
 
-    def baselines(self, split: Split = "test") -> dict[str, float]:
-        """Accuracy (0..1) on `split` of two rules fitted on the training split.
-
-        Returns:
-          "majority": the most frequent label. "bag_of_pixels": a logistic regression on how often each grey value comes
-          (see `zoo.tasks.shortcuts.BagOfTokens`), fitted and scored on 20,000 images at most, and fewer large ones.
-        """
-        train, scored = self._counted("train"), self._counted(split)
-        if self._bag is None:
-            self._bag = BagOfTokens(train[0], train[1], 2)
-        labels = self.split("train").labels, self.split(split).labels
-        return {"majority": majority_accuracy(*labels), "bag_of_pixels": self._bag.accuracy(*scored)}
+    @property
+    def bag_name(self) -> str:
+        """What the baseline without the pixels' order is called."""
+        return "bag_of_pixels"
 
     def describe(self) -> dict[str, Any]:
         """Path, origin, law, seed, cautions, checksum, and for each split its size and label counts.
@@ -243,13 +233,9 @@ class Pathfinder(ClassificationTask):
         pixels = read_ragged(self.folder, name, mend=mend, tokens="image").tokens
         return PixelSource(pixels.reshape(len(labels), -1), labels, **options)
 
-    def _counted(self, name: Split) -> tuple[np.ndarray, np.ndarray]:
-        """How often each value comes in the first images of a split, and their labels."""
-        self.split(name)
-        source = self._source(name, None, False)
-        rows = min(len(source), 20_000, _COUNTED // self.info.max_len)
-        source.labels = source.labels[:rows]
-        return token_counts(source, self.info.max_len, 256), source.labels
+    def _tokens(self, split: Split) -> "PixelSource":
+        self.split(split)  # which checks the files
+        return self._source(split, None, False)
 
     def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
         from zoo.data.builders.pathfinder import open_dataset
