@@ -2,6 +2,7 @@
 
     python benchmarks/lra/loader.py                 # every way of reading, a table and JSON
     python benchmarks/lra/loader.py --json out.json
+    python benchmarks/lra/loader.py --task lra/text # another task, at its own length; it must be prepared
 
 It reads the prepared ListOps data where they are, and otherwise rows of the same lengths with random tokens; the output
 says which. One repeat is one epoch; the number of a way is the median over repeats. The aim is 10,000 examples/s on two
@@ -16,19 +17,21 @@ import platform
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from zoo import registry
 from zoo.data.pipeline import eval_batches, train_batches
 from zoo.data.prefetch import prefetch_to_device
 from zoo.data.source import RaggedSource
 
 MAX_LEN = 2000
 WARM_UP = 20
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "no thread": {"threads": 0},
     "one thread (default)": {},
-    "three buckets": {"buckets": (750, 1250)},
+    "three buckets": {"buckets": (0.375, 0.625)},  # of the length
     "to the device": {"device": True},
     "two workers": {"workers": 2},
     "evaluation": {"evaluate": True},
@@ -44,8 +47,11 @@ def look_alike(num_rows: int, seed: int = 0) -> RaggedSource:
     return RaggedSource(tokens, offsets, rng.integers(0, 10, num_rows), num_classes=10)
 
 
-def load(synthetic: bool) -> tuple[str, RaggedSource]:
-    """Returns a description of the data and the data."""
+def load(synthetic: bool, name: str | None = None) -> tuple[str, Any, int]:
+    """Returns a description of the data, the data and the length."""
+    if name is not None:
+        task = registry.get(name, "task")()
+        return f"{name}/{task.source}, train", task.split("train"), task.info.max_len
     if not synthetic:
         try:
             from zoo.tasks.lra.listops import ListOps
@@ -54,11 +60,13 @@ def load(synthetic: bool) -> tuple[str, RaggedSource]:
         else:
             task = ListOps(source="full")
             if task.is_prepared():
-                return "ListOps full, train", task.split("train")
-    return "synthetic: lengths of ListOps, random tokens", look_alike(96_000)
+                return "ListOps full, train", task.split("train"), MAX_LEN
+    return "synthetic: lengths of ListOps, random tokens", look_alike(96_000), MAX_LEN
 
 
-def measure(source: RaggedSource, batch_size: int, repeats: int, *, device=False, evaluate=False, **options) -> dict:
+def measure(
+    source: Any, batch_size: int, repeats: int, max_len: int, *, device=False, evaluate=False, **options
+) -> dict:
     """Times `repeats` epochs of one way of reading, each after a warm-up of 20 batches.
 
     Returns:
@@ -67,7 +75,8 @@ def measure(source: RaggedSource, batch_size: int, repeats: int, *, device=False
     wall, cpu = [], []
     steps = len(source) // batch_size - WARM_UP
     for repeat in range(repeats):
-        common = {"batch_size": batch_size, "max_len": MAX_LEN, **options}
+        buckets = tuple(int(share * max_len) for share in options.get("buckets", ()))
+        common = {"batch_size": batch_size, "max_len": max_len, **options, "buckets": buckets}
         batches = eval_batches(source, **common) if evaluate else train_batches(source, seed=repeat, **common)
         stream = prefetch_to_device(batches) if device else iter(batches)
         for _ in range(WARM_UP):
@@ -111,18 +120,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--synthetic", action="store_true", help="random tokens even where ListOps is prepared")
+    parser.add_argument("--task", help="another task than ListOps, prepared in $ZOO_DATA")
     parser.add_argument("--json", type=Path, help="write the JSON here as well")
     arguments = parser.parse_args()
 
-    data, source = load(arguments.synthetic)
-    shape = [arguments.batch_size, MAX_LEN]
+    data, source, max_len = load(arguments.synthetic, arguments.task)
+    shape = [arguments.batch_size, max_len]
     result = {"data": data, "rows": len(source), "batch": shape, "repeats": arguments.repeats, **machine()}
     result["mean_length"] = round(float(source.lengths.mean()), 1)
     print(f"{data}; {len(source)} rows, mean length {result['mean_length']}, batch {shape}; {result['cpu']}")
     print(f"{'way':<22}{'examples/s':>12}{'range':>22}{'per CPU s':>12}")
     result["ways"] = {}
     for name, options in WAYS.items():
-        row = result["ways"][name] = measure(source, arguments.batch_size, arguments.repeats, **options)
+        row = result["ways"][name] = measure(source, arguments.batch_size, arguments.repeats, max_len, **options)
         low, high = row["range"]
         spread, per_cpu = f"{low}..{high}", row["examples_per_cpu_s"] or "-"
         print(f"{name:<22}{row['examples_per_s']:>12}{spread:>22}{per_cpu:>12}", flush=True)

@@ -90,7 +90,7 @@ def test_bytes_are_ids_from_one():
     np.testing.assert_array_equal(batch["inputs"], [[98, 99, 0], [1, 256, 8], [0, 0, 0]])
     np.testing.assert_array_equal(batch["mask"], [[1, 1, 0], [1, 1, 1], [0, 0, 0]])
     assert batch["inputs"].dtype == np.int32
-    part = source.rows(1, 3)
+    part = source.part(1, 3)
     np.testing.assert_array_equal(part.gather(np.array([0]), 5)["inputs"], [[1, 256, 8, 8, 0]])
     assert (part.labels.tolist(), part.lengths.tolist()) == ([1, 1], [4, 0])
     assert part.tokens.base is not None

@@ -101,10 +101,10 @@ def test_the_sum_of_the_content_is_that_of_the_builders():
     assert content_sha256(ROWS) == digest.hexdigest()
 
 
-def test_rows_and_shortened():
-    part = ROWS.rows(1, 3)
+def test_part_and_shortened():
+    part = ROWS.part(1, 3)
     assert (len(part), part.lengths.tolist(), part.labels.tolist()) == (2, [0, 800], [1, 1])
-    assert len(ROWS.rows(0, 99)) == 3
+    assert len(ROWS.part(0, 99)) == 3
     short = ROWS.shortened(2)
     assert short.lengths.tolist() == [2, 0, 2]
     assert short.tokens.tobytes() == b"abxy"

@@ -73,7 +73,7 @@ class RaggedSource:
             raise ValueError(f"rows hold tokens that {tokens.dtype} cannot hold; choose a wider dtype.")
         return cls(tokens, offsets, labels, num_classes=num_classes)
 
-    def rows(self, first: int, last: int) -> Self:
+    def part(self, first: int, last: int) -> Self:
         """Rows `first` to `last` - 1, or to the end where there are fewer; without a copy."""
         offsets = self.offsets[first : last + 1]
         return type(self)(self.tokens[offsets[0] : offsets[-1]], offsets - offsets[0], self.labels[first:last])

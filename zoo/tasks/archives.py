@@ -170,7 +170,7 @@ class ArchiveTask(ShortcutTask):
                         f"{self.name}/{source} holds validation out of the stored training rows, so that these cannot "
                         "be fewer: leave out examples."
                     )
-            splits = {**splits, "train": splits["train"].rows(0, examples)}
+            splits = {**splits, "train": splits["train"].part(0, examples)}
         return splits if max_len is None else {name: rows.shortened(max_len) for name, rows in splits.items()}
 
     def describe(self) -> dict[str, Any]:

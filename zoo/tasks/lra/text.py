@@ -93,4 +93,4 @@ class Text(ArchiveTask):
         from zoo.data.rows import ByteSource
 
         del tokens
-        return ByteSource(rows.tokens, rows.offsets, rows.labels).rows(first, last)
+        return ByteSource(rows.tokens, rows.offsets, rows.labels).part(first, last)
