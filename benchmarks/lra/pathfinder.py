@@ -2,6 +2,7 @@
 
     python benchmarks/lra/pathfinder.py statistics --facts pathfinder_stats.json   # a table, all differences in errors
     python benchmarks/lra/pathfinder.py classifier --images pathfinder_ref32.npz   # can a network tell them apart?
+    python benchmarks/lra/pathfinder.py learn                                      # can a network learn the easy ones?
     python benchmarks/lra/pathfinder.py labels                                     # proofs of 10,000, and a flood
     python benchmarks/lra/pathfinder.py speed                                      # milliseconds of one core an image
     python benchmarks/lra/pathfinder.py sheet --out sheet.png                      # one row of images a set
@@ -276,6 +277,81 @@ def train_network(
     return right[0], right[1]
 
 
+def learn(options: argparse.Namespace) -> dict[str, Any]:
+    """Whether a small convolutional network learns the easy set of 32: the task can be learned from its pixels."""
+    import jax
+    import optax
+    from flax import nnx
+
+    class Residual(nnx.Module):
+        def __init__(self, width: int, rngs: nnx.Rngs):
+            self.norms = nnx.List([nnx.GroupNorm(width, num_groups=4, rngs=rngs) for _ in range(2)])
+            self.convolutions = nnx.List([nnx.Conv(width, width, (3, 3), rngs=rngs) for _ in range(2)])
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            y = x
+            for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+                y = convolution(nnx.relu(norm(y)))
+            return x + y
+
+    class Network(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            widths = (1, 16, 32, 64)
+            self.grow = nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs) for a, b in itertools.pairwise(widths)])
+            self.blocks = nnx.List([nnx.List([Residual(b, rngs) for _ in range(2)]) for b in widths[1:]])
+            self.head = nnx.Linear(2 * widths[-1], 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for place, (grow, blocks) in enumerate(zip(self.grow, self.blocks, strict=True)):
+                x = grow(nnx.max_pool(x, (2, 2), (2, 2)) if place else x)
+                for block in blocks:
+                    x = block(x)
+            return self.head(jax.numpy.concatenate([x.mean((1, 2)), x.max((1, 2))], -1))
+
+    rules = law(32, "easy")
+    batch, held = 64, 2_000
+    drawing = draw(rules, SEED, np.arange(options.count + held))
+    images, answers = drawing.images[..., None].astype(np.float32) / 255, drawing.labels.astype(np.int32)
+    graph, params = nnx.split(Network(nnx.Rngs(0)))
+    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, 100, options.steps), weight_decay=1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss(params):
+            return optax.softmax_cross_entropy_with_integer_labels(nnx.merge(graph, params)(x), y).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    answer = jax.jit(lambda params, x: nnx.merge(graph, params)(x).argmax(-1))
+
+    def accuracy() -> float:
+        right = [
+            (np.asarray(answer(params, images[first : first + 500])) == answers[first : first + 500]).mean()
+            for first in range(options.count, options.count + held, 500)
+        ]
+        return round(float(np.mean(right)), 4)
+
+    rng, curve, began = np.random.default_rng(0), {}, time.process_time()
+    for number in range(1, options.steps + 1):
+        rows = rng.choice(options.count, batch, replace=False)
+        x = np.rot90(images[rows], rng.integers(4), (1, 2))
+        x = x[:, :, ::-1] if rng.integers(2) else x
+        params, state = step(params, state, np.ascontiguousarray(x), answers[rows])
+        if number % 250 == 0 or number == options.steps:
+            curve[number] = accuracy()
+            print(f"{number} updates: {curve[number]:.4f}", flush=True)
+    return {
+        "what": f"accuracy of a residual network on {held:,} held-out images of 32 easy",
+        "images": options.count,
+        "batch_size": batch,
+        "held_out": curve,
+        "label_1": round(float(answers[options.count :].mean()), 4),
+        "cpu_seconds": round(time.process_time() - began),
+    }
+
+
 def labels(options: argparse.Namespace) -> dict[str, Any]:
     """Follows the curves of every image, and floods their pixels."""
     found = {}
@@ -369,7 +445,14 @@ def main() -> None:
     """Runs one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
-    for run, count in ((statistics, 2_000), (classifier, None), (labels, 10_000), (speed, 200), (sheet, None)):
+    for run, count in (
+        (statistics, 2_000),
+        (classifier, None),
+        (learn, 20_000),
+        (labels, 10_000),
+        (speed, 200),
+        (sheet, None),
+    ):
         sub = commands.add_parser(run.__name__, help=(run.__doc__ or "").split("\n")[0])
         sub.set_defaults(run=run)
         sub.add_argument("--json", type=Path, default=HERE / "results" / f"pathfinder_{run.__name__}.json")
@@ -381,6 +464,8 @@ def main() -> None:
             sub.add_argument("--images", type=Path, required=True, help="images of the reference's, npz")
             sub.add_argument("--folds", type=int, default=4)
             sub.add_argument("--epochs", type=int, default=30)
+        elif run is learn:
+            sub.add_argument("--steps", type=int, default=1_500, help="updates of 64 images (default: 1500)")
         elif run is sheet:
             sub.add_argument("--out", type=Path, default=HERE / "results" / "pathfinder_sheet.png")
     options = parser.parse_args()
