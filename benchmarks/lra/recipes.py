@@ -3,9 +3,9 @@
     python benchmarks/lra/recipes.py --json benchmarks/lra/results/recipes_cpu.json
 
 For each cell: the parameters, from shapes alone; the bytes that the compiler plans for one update at the recipe's own
-batch and length, which compiles it and runs nothing; and 20 updates of a few rows at a reduced length, with two layers at most, on random inputs
-of the task's form, whose losses must be finite. A cell that is in the file already is kept, so that the command may be
-interrupted.
+batch and length, which compiles it and runs nothing; and 20 updates of a few rows at a reduced length, with two layers
+at most, on random inputs of the task's form, whose losses must be finite. A cell that is in the file already is kept, so
+that the command may be interrupted.
 """
 
 import argparse
@@ -122,9 +122,9 @@ def to_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
         f"On {about['device']} ({about['processor']}), jax {about['jax']}, flax {about['flax']}, zoo {about['zoo']} at "
         f"{about['commit']}, {about['date']}. Parameters in thousands and by those of softmax in the same recipe; "
         "memory is what XLA plans on this device for one update of the recipe's batch at its length, in float32, "
-        "without accumulation or recomputation (bold: more than 24 GiB); of more than three layers by a line through two "
-        f"and three. Each also took {STEPS} updates of {ROWS} rows at {LENGTH} tokens (axial on Image: 1,024), with two "
-        "layers at most, and finite losses, but where a reason is named.",
+        "without accumulation or recomputation (bold: more than 24 GiB), and of more than three layers by a line "
+        f"through two and three. Each also took {STEPS} updates of {ROWS} rows at {LENGTH} tokens (axial on Image: "
+        "1,024), with two layers at most, and finite losses, but where a reason is named.",
     ]
     for task in TASKS:
         mine = {(row["variant"], row["protocol"]): row for row in rows if row["task"] == task}
