@@ -4,8 +4,8 @@
 
 For each cell: the parameters, from shapes alone; the bytes that the compiler plans for one update at the recipe's own
 batch and length, which compiles it and runs nothing; and 20 updates of a few rows at a reduced length, with two layers
-at most, on random inputs of the task's form, whose losses must be finite. A cell that is in the file already is kept, so
-that the command may be interrupted.
+at most, on random inputs of the task's form, whose losses must be finite. A cell that is in the file already is
+kept, so that the command may be interrupted.
 """
 
 import argparse
