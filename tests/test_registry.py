@@ -76,7 +76,8 @@ def test_every_source_file_of_the_three_folders_registers_something():
         if path.name != "__init__.py" and str(path) not in {found.path for found in list_specs()}
     }
     shared = {
-        f"tasks/{name}.py" for name in ("archives", "base", "generated", "images", "series", "shortcuts", "standin")
+        f"tasks/{name}.py"
+        for name in ("archives", "base", "generated", "images", "packing", "series", "shortcuts", "standin")
     }
     around_mixers = {"causal_lm", "encoder_forecaster", "pair_classifier", "sequence_classifier"}
     around_mixers.add("nystromformer_encoder")  # of published weights, for no task

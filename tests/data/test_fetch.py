@@ -266,6 +266,7 @@ def test_no_room(server, path, monkeypatch):
         get(server, path)
     monkeypatch.undo()
     monkeypatch.delenv("ZOO_OFFLINE")
+    server.files["file.gz"] = Served(DATA)  # the first answer may still be under way, and would take the break
     break_off(server, path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=500_000))
     get(server, path)  # the rest fits
