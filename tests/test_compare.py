@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -128,7 +125,7 @@ def test_published_figures_stand_below():
 
 
 def test_every_request_is_checked_before_anything_is_trained(recipe, tmp_path, toy, monkeypatch):
-    monkeypatch.setattr(module, "_wait_for", lambda _: pytest.fail("trained"))
+    monkeypatch.setattr(module, "wait_for", lambda _: pytest.fail("trained"))
     out = tmp_path / "out"
     with pytest.raises(RegistryError, match="Did you mean softmax"):
         compare(recipe, ["toy_mean", "sofmax"], [0], out)
@@ -142,43 +139,11 @@ def test_every_request_is_checked_before_anything_is_trained(recipe, tmp_path, t
 
 
 def test_a_failed_run_says_which(recipe, tmp_path, toy, monkeypatch):
-    monkeypatch.setattr(module, "_wait_for", lambda _: 1)
+    monkeypatch.setattr(module, "wait_for", lambda _: 1)
     with pytest.raises(
         RuntimeError, match=r"the run in .*out.toy_mean-s0 failed \(exit code 1\).*The same command goes"
     ):
         compare(recipe, ["toy_mean"], [0], tmp_path / "out")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end_it_tells_the_run_once_and_waits_for_it(number, tmp_path):
-    """The run may need a while to save; a second signal would end it unsaved."""
-    child = """
-import signal, sys, time
-from zoo.training.signals import StopRequest
-with StopRequest() as stop:
-    open(sys.argv[1], "w").close()
-    while stop.signum is None:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    open(sys.argv[1] + ".saved", "w").close()
-"""
-    parent = """
-import sys
-from zoo.compare import _wait_for
-from zoo.training.signals import Interrupted, signals_raise
-try:
-    with signals_raise():
-        _wait_for([sys.executable, "-c", sys.argv[2], sys.argv[1]])
-except Interrupted as stopped:
-    sys.exit(stopped.exit_code)
-"""
-    ready = tmp_path / "ready"
-    with subprocess.Popen([sys.executable, "-c", parent, str(ready), child]) as process:
-        while not ready.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait(60) == 128 + number
-    assert (tmp_path / "ready.saved").exists()
 
 
 def test_without_matplotlib_there_is_a_hint(monkeypatch, tmp_path):

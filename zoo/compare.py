@@ -4,9 +4,7 @@ Each run is a process of its own, one after another, so that memory, compilation
 finished run of the same recipe is kept, an interrupted one goes on.
 """
 
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +14,9 @@ from zoo.files import write_json, write_text
 from zoo.training.budget import MOST
 from zoo.training.build import make_task, model_maker, variant_spec
 from zoo.training.folder import read_result
+from zoo.training.launch import train_command, wait_for
 from zoo.training.recipe import Recipe, load_recipe
 from zoo.training.run import finished_result
-from zoo.training.signals import Interrupted
 
 
 def compare(
@@ -77,13 +75,7 @@ def _run(recipe: Recipe, folder: Path, data_dir: Path | None) -> dict[str, Any]:
     finished = finished_result(recipe, folder)
     if finished is not None:
         return finished
-    out = folder.parent / "recipes"
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{folder.name}.yaml"
-    write_text(path, recipe.to_yaml())
-    command = [sys.executable, "-m", "zoo", "train", str(path), "--run-dir", str(folder)]
-    command += [] if data_dir is None else ["--data-dir", str(data_dir)]
-    code = _wait_for(command)
+    code = wait_for(train_command(recipe, folder.parent / "recipes" / f"{folder.name}.yaml", folder, data_dir))
     result = read_result(folder)
     if code or result is None:
         raise RuntimeError(
@@ -91,23 +83,6 @@ def _run(recipe: Recipe, folder: Path, data_dir: Path | None) -> dict[str, Any]:
             "with the runs that are not finished."
         )
     return result
-
-
-def _wait_for(command: Sequence[str]) -> int:
-    """Runs a command; when this process is told to end, so is the command, which then saves what it has."""
-    # A group of its own, so that Ctrl-C reaches it once, through us: twice would end it unsaved.
-    group: dict[str, Any] = {} if os.name == "nt" else {"process_group": 0}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, **group) as process:
-        try:
-            return process.wait()
-        except Interrupted as stopped:
-            process.send_signal(stopped.signum)
-            process.wait()
-            raise
-        except BaseException:
-            process.terminate()
-            raise
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

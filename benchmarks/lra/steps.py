@@ -20,7 +20,7 @@ from zoo import registry
 from zoo.data.pipeline import train_batches
 from zoo.functional import Functional, count_parameters
 from zoo.training.build import make_task, model_maker
-from zoo.training.loop import planned_bytes
+from zoo.training.memory import planned_bytes
 from zoo.training.optimizer import make_optimizer
 from zoo.training.recipe import Recipe, load_recipe
 from zoo.training.run import environment

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zoo.files import lock_file, remove_partial, seal, unseal, write_json, write_text
 from zoo.training.recipe import Recipe, load_recipe
@@ -28,10 +28,14 @@ class RunError(RuntimeError):
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, option: str = "--run-dir") -> Iterator[None]:
     """Keeps every other process from writing a run directory, which is made if missing.
 
     The system lets go of it when the process ends, however it ends.
+
+    Args:
+      folder: the directory.
+      option: the argument of the command line that chose it, for messages.
 
     Raises:
       RunError: another process writes there, or the directory cannot be written.
@@ -40,17 +44,31 @@ def hold(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+b")  # noqa: SIM115
     except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another --run-dir.") from error
+        raise RunError(f"cannot write to {folder}: {error.strerror}. Choose another {option}.") from error
     with file:
         if not lock_file(file, wait=False):
-            file.seek(0)
-            holder = file.read(200).decode(errors="replace").strip() or "another process"
-            raise RunError(f"{folder} is being written by {holder}. Wait for it, stop it, or choose another --run-dir.")
+            holder = _holder(file)
+            raise RunError(f"{folder} is being written by {holder}. Wait for it, stop it, or choose another {option}.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}".encode())
         file.flush()
         remove_partial(folder)
         yield
+
+
+def held_by(folder: Path) -> str | None:
+    """Which process writes a directory now, as `hold` has it ("process 12 on HOST"); None where none does."""
+    try:
+        file = open(folder / ".lock", "r+b")  # noqa: SIM115
+    except OSError:
+        return None
+    with file:
+        return None if lock_file(file, wait=False) else _holder(file)
+
+
+def _holder(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(200).decode(errors="replace").strip() or "another process"
 
 
 def require_room(folder: Path, needed: int) -> None:
