@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions",
-          "--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-pipe")  # fmt: skip
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"),
+    *("--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--remote-debugging-pipe"),
+)
 
 
 class BrowserError(RuntimeError):
@@ -65,9 +67,11 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
-        self._events.clear()
-        self.command("Page.navigate", url=path.resolve().as_uri() + hash)
-        self._wait(lambda: "Page.loadEventFired" in self._events, f"loading {path.name}")
+        for address in ("about:blank", path.resolve().as_uri() + hash):  # else a new hash alone loads nothing
+            self._events.clear()
+            self.command("Page.navigate", url=address)
+            self._wait(lambda: "Page.loadEventFired" in self._events, f"loading {address}")
+        self.asked[:] = [address for address in self.asked if address != "about:blank"]
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -122,7 +126,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def open_page(command: str, profile: Path, seconds: float = 60.0) -> Iterator[Page]:
+def open_page(command: str, profile: Path, seconds: float = 120.0) -> Iterator[Page]:
     """Starts a browser with a profile of its own in a folder, and ends it.
 
     Args:

@@ -42,7 +42,12 @@ def made_record(
         "memory": {"step": memory, "device_peak": None, "host_peak": 2 * memory}, "environment": made_environment(),
         **changes,
     }  # fmt: skip
-    usual = {"id": f"{protocol}/{name}/{variant}-s{seed}", "recipe_hash": "0123456789abcdef", "overrides": [], "curve": points}
+    usual = {
+        "id": f"{protocol}/{name}/{variant}-s{seed}",
+        "recipe_hash": "0123456789abcdef",
+        "overrides": [],
+        "curve": points,
+    }
     return seal({**result, **(usual if extras is None else extras)})
 
 

@@ -123,10 +123,18 @@ def _both(draw: Callable[[int], str]) -> str:
     return "".join(f'<div class="plot {name}">{draw(width)}</div>' for name, width in WIDTHS.items())
 
 
-def _scatter(marks, x, y, size, write, name, rules, width: int) -> str:
+def _scatter(
+    marks: Sequence[Mark],
+    x: Axis,
+    y: Axis,
+    size: str,
+    write: Callable[[float], str],
+    name: str,
+    rules: Sequence[Rule],
+    width: int,
+) -> str:
     height = 440 if width > 500 else 410
     top = 44 if width > 500 else 58
-    frame = Box(58, top, width - 70, height - top - 46)
     largest = max(mark.size for mark in marks)
     most = 16 if width > 500 else 12
 
@@ -134,24 +142,29 @@ def _scatter(marks, x, y, size, write, name, rules, width: int) -> str:
         return max(3.0, most * math.sqrt(value / largest))
 
     ends = [end for mark in marks for end in (mark.low, mark.high, mark.y) if end is not None]
+    up = _Scale(y, ends, height - 46, top, 0.15)
+    left = _left(up)
+    frame = Box(left, top, width - left - 12, height - top - 46)
     across = _Scale(x, [mark.x for mark in marks], frame.x, frame.x + frame.width, 0.12)
-    up = _Scale(y, ends, frame.y + frame.height, frame.y, 0.15)
     points = [(across(mark.x), up(mark.y), radius(mark.size), mark.label) for mark in marks]
-    named = _rules(rules, up, frame, [Box(left - r, top - r, 2 * r, 2 * r) for left, top, r, _ in points])
+    named = _rules(rules, up, frame, [Box(cx - r, cy - r, 2 * r, 2 * r) for cx, cy, r, _ in points])
     boxes = place(points, frame, [box for _, box in named if box])
     parts = [*_axes(across, up, frame), *(text for text, _ in named)]
-    for index in sorted(range(len(marks)), key=lambda index: -marks[index].size):
-        mark, (left, top, r, _), box = marks[index], points[index], boxes[index]
-        shapes = ""
-        if mark.low is not None and mark.high is not None:
-            shapes += f'<path class="whisker" d="M{left:.1f} {up(mark.low):.1f}V{up(mark.high):.1f}"/>'
-        shapes += f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{r:.1f}"/>'
-        if box is not None:
-            shapes += _leader(left, top, r, box)
-            shapes += f'<text class="label" x="{box.x:.1f}" y="{box.y + FONT:.1f}">{escape(mark.label)}</text>'
-        parts.append(_group(f"mark c{mark.color % COLORS}", shapes, mark.link, mark.title))
+    order = sorted(range(len(marks)), key=lambda index: -marks[index].size)  # the small ones on top
+    parts += [_mark(marks[index], *points[index][:3], boxes[index], up) for index in order]
     parts.append(_size_legend(size, write, largest, radius, frame))
     return _svg(width, height, name, parts)
+
+
+def _mark(mark: Mark, x: float, y: float, radius: float, box: Box | None, up: _Scale) -> str:
+    shapes = ""
+    if mark.low is not None and mark.high is not None:
+        shapes += f'<path class="whisker" d="M{x:.1f} {up(mark.low):.1f}V{up(mark.high):.1f}"/>'
+    shapes += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
+    if box is not None:
+        shapes += _leader(x, y, radius, box)
+        shapes += f'<text class="label" x="{box.x:.1f}" y="{box.y + FONT:.1f}">{escape(mark.label)}</text>'
+    return _group(f"mark c{mark.color % COLORS}", shapes, mark.link, mark.title)
 
 
 def _leader(x: float, y: float, radius: float, box: Box) -> str:
@@ -165,7 +178,9 @@ def _leader(x: float, y: float, radius: float, box: Box) -> str:
     return f'<path class="leader" d="M{from_x:.1f} {from_y:.1f}L{to_x:.1f} {to_y:.1f}"/>'
 
 
-def _size_legend(size: str, write, largest: float, radius, frame: Box) -> str:
+def _size_legend(
+    size: str, write: Callable[[float], str], largest: float, radius: Callable[[float], float], frame: Box
+) -> str:
     """Circles above the plot that say what a mark's area is."""
     x, y, parts = frame.x, frame.y - 24, []
     if frame.y > 50:  # two lines where it is narrow
@@ -183,14 +198,15 @@ def _size_legend(size: str, write, largest: float, radius, frame: Box) -> str:
     return "".join(parts)
 
 
-def _curves(lines, x, y, name, rules, width: int) -> str:
+def _curves(lines: Sequence[Line], x: Axis, y: Axis, name: str, rules: Sequence[Rule], width: int) -> str:
     labels = list(dict.fromkeys(line.label for line in lines))
     room = min(max(text_width(label) for label in labels) + 22, 0.4 * width)
     height = max(380 if width > 500 else 330, 90 + 14 * len(labels))
-    frame = Box(58, 14, width - 58 - room, height - 14 - 46)
     xs, ys = zip(*(point for line in lines for point in line.points), strict=True)
+    up = _Scale(y, ys, height - 46, 14)
+    left = _left(up)
+    frame = Box(left, 14, width - left - room, height - 14 - 46)
     across = _Scale(x, xs, frame.x, frame.x + frame.width, 0.02)
-    up = _Scale(y, ys, frame.y + frame.height, frame.y)
     parts = [*_axes(across, up, frame), *(text for text, _ in _rules(rules, up, frame))]
     ends = []
     for label in labels:
@@ -224,6 +240,16 @@ def _cut(label: str, room: float) -> str:
     return label
 
 
+def _heights(up: _Scale) -> list[float]:
+    """The ticks of a vertical axis."""
+    return up.ticks(max(2, int(abs(up.first - up.last) / 45)))
+
+
+def _left(up: _Scale) -> float:
+    """Where a plot begins, so that the name of its vertical axis and its ticks have room."""
+    return 32 + max((text_width(up.axis.write(value), 11) for value in _heights(up)), default=20.0)
+
+
 def _axes(across: _Scale, up: _Scale, frame: Box) -> list[str]:
     bottom, right = frame.y + frame.height, frame.x + frame.width
     parts = [f'<path class="axis" d="M{frame.x} {frame.y}V{bottom}H{right}"/>']
@@ -234,7 +260,7 @@ def _axes(across: _Scale, up: _Scale, frame: Box) -> list[str]:
         parts.append(f'<path class="grid" d="M{at:.1f} {frame.y}V{bottom}"/>')
         text = escape(across.axis.write(value))
         parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
-    for value in up.ticks(max(2, int(frame.height / 45))):
+    for value in _heights(up):
         at = up(value)
         parts.append(f'<path class="grid" d="M{frame.x} {at:.1f}H{right}"/>')
         text = escape(up.axis.write(value))
@@ -246,9 +272,7 @@ def _axes(across: _Scale, up: _Scale, frame: Box) -> list[str]:
     return parts
 
 
-def _rules(
-    rules: Sequence[Rule], up: _Scale, frame: Box, taken: Sequence[Box] = ()
-) -> list[tuple[str, Box | None]]:
+def _rules(rules: Sequence[Rule], up: _Scale, frame: Box, taken: Sequence[Box] = ()) -> list[tuple[str, Box | None]]:
     """Lines within the frame and the boxes of their names, which give way to one another and to what is there."""
     found: list[tuple[str, Box | None]] = []
     for rule in rules:

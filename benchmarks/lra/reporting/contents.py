@@ -117,7 +117,11 @@ def _measured(found: Found, color: Callable[[str], int]):
     if not sources:
         return None, sources, refused
     note = "Measured apart from training, variants in turn within one run; compare within one run only."
-    return Part("efficiency", "Time and memory by length", note, tuple(tables), tuple(figures), (), True), sources, refused
+    return (
+        Part("efficiency", "Time and memory by length", note, tuple(tables), tuple(figures), (), True),
+        sources,
+        refused,
+    )
 
 
 def _rows_of(found: Found) -> list[Mapping[str, Any]]:

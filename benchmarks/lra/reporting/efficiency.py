@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.lra.reporting.records import RecordError
+from benchmarks.lra.reporting.records import RecordError, is_number
 from benchmarks.lra.reporting.tables import NO_CELL, Cell, Row, Table
 
 _FACTS = ("commit", "jax", "flax", "device", "processor", "date")
@@ -47,8 +47,7 @@ def check_efficiency(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _is_positive(value: Any, zero: bool = False) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and (value >= 0 if zero else value > 0) and value < float("inf")
+    return is_number(value) and (value >= 0 if zero else value > 0)
 
 
 def efficiency_table(number: int, rows: Sequence[Mapping[str, Any]], link: str) -> Table:

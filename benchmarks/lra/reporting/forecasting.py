@@ -1,12 +1,12 @@
 """The forecasting section: our errors beside published ones, and forecasts beside the truth."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.lra.reporting.charts import Axis, Line, curves
 from benchmarks.lra.reporting.groups import Group
 from benchmarks.lra.reporting.plots import Figure
+from benchmarks.lra.reporting.records import is_number
 from benchmarks.lra.reporting.tables import NO_CELL, Cell, Row, Table, mark_best, score_cell
 
 MOST_FORECASTS = 12
@@ -53,10 +53,10 @@ def _row(one: Group) -> Row:
         cells.append(score_cell(one, metric) if known else NO_CELL)
     for metric in ("mse", "mae"):
         value: Any = figures.get(metric)
-        cells.append(Cell(f"{value:g}", float(value), title=source) if _is_number(value) else NO_CELL)
+        cells.append(Cell(f"{value:g}", float(value), title=source) if is_number(value) else NO_CELL)
     by = cells[2].value
     theirs: Any = figures.get("mse")
-    if _is_number(theirs) and isinstance(by, float):
+    if is_number(theirs) and isinstance(by, float):
         difference = by - float(theirs)
         cells.append(Cell(f"{difference:+.4f}", difference))
     else:
@@ -67,10 +67,6 @@ def _row(one: Group) -> Row:
         cells.append(Cell(f"{naive[name]:.4f}", float(naive[name]), one.first.key) if known else NO_CELL)
     cells += [Cell(f"{one.first.parameters:,}", one.first.parameters), Cell(source or "–", source)]
     return Row("ours", tuple(cells), (f"changed: {one.changes()}",) if one.changes() else ())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def forecast_plots(groups: Sequence[Group], color: Callable[[str], int]) -> list[Figure]:
@@ -86,7 +82,7 @@ def forecast_plots(groups: Sequence[Group], color: Callable[[str], int]) -> list
             if not isinstance(held, Mapping) or len(figures) == MOST_FORECASTS:
                 continue
             past, truth, drawn = (held.get(name) for name in ("past", "truth", "forecast"))
-            if not all(isinstance(some, list) and some and all(map(_is_number, some)) for some in (past, truth, drawn)):
+            if not all(isinstance(some, list) and some and all(map(is_number, some)) for some in (past, truth, drawn)):
                 continue
             assert past is not None
             assert truth is not None

@@ -5,9 +5,10 @@ import functools
 import re
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 from benchmarks.lra.averages import TASKS
-from benchmarks.lra.reporting.records import Record, RecordError, hash_recipe
+from benchmarks.lra.reporting.records import Record, RecordError, is_number
 
 PROTOCOLS = ("original", "small", "ssm")
 FAMILIES = {"original": "A", "small": "C", "ssm": "D"}
@@ -50,6 +51,7 @@ SECTIONS = (
     *(Section(f"lra-{name}", f"LRA, {name}", note, name) for name, note in _LRA.items()),
     *(Section(key, title, note) for key, title, note in _OTHERS),
 )
+_IDLE = ("train.seed", "train.workers", "train.tensorboard", "train.wandb")
 _PREFIXES = {"classify": "stand", "pairs": "stand", "recall": "recall", "lm": "lm", "density": "density"}
 
 
@@ -79,20 +81,29 @@ def recipe_status(record: Record) -> str:
     if record.recipe_hash is None:
         return "unrecorded"
     stated = record.overrides or ()
+    deciding = _deciding(record)
     wanted = _shipped_hash(record.recipe, (*stated, f"train.seed={record.seed}"), record.variant)
     if wanted != record.recipe_hash:
         return "other"
-    return "overridden" if stated else "shipped"
+    return "overridden" if deciding else "shipped"
+
+
+def _deciding(record: Record) -> tuple[str, ...] | None:
+    """The overrides of a record that can change its numbers, None where it does not say."""
+    if record.overrides is None:
+        return None
+    return tuple(text for text in record.overrides if text.partition("=")[0].strip() not in _IDLE)
 
 
 @functools.cache
 def _shipped_hash(name: str, overrides: tuple[str, ...], variant: str) -> str | None:
+    from benchmarks.lra.cells import recipe_hash
     from zoo.training.recipe import RecipeError, list_recipes, load_recipe
 
     if name not in list_recipes():  # never a path that a record names
         return None
     try:
-        return hash_recipe(load_recipe(name, overrides, variant=variant))
+        return recipe_hash(load_recipe(name, overrides, variant=variant))
     except RecipeError:
         return None
 
@@ -134,8 +145,8 @@ class Group:
     @property
     def steps_per_second(self) -> float | None:
         """Median over the seeds; None where they ran on different devices, or did not tell."""
-        speeds = [record.values.get("steps_per_second") for record in self.records]
-        known = [float(speed) for speed in speeds if isinstance(speed, int | float) and speed > 0]
+        speeds: list[Any] = [record.values.get("steps_per_second") for record in self.records]
+        known = [float(speed) for speed in speeds if is_number(speed) and speed > 0]
         one_device = len({record.device for record in self.records}) == 1
         return statistics.median(known) if known and one_device else None
 
@@ -143,8 +154,8 @@ class Group:
     def memory(self) -> tuple[float, str] | None:
         """Bytes and what they are: the device's peak where it tells, else the compiler's plan for one update."""
         for name, what in (("device_peak", "peak of the device"), ("step", "planned for one update")):
-            found = [(record.values.get("memory") or {}).get(name) for record in self.records]
-            known = [float(number) for number in found if isinstance(number, int | float) and number > 0]
+            found: list[Any] = [(record.values.get("memory") or {}).get(name) for record in self.records]
+            known = [float(number) for number in found if is_number(number) and number > 0]
             if len(known) == len(self.records):
                 return max(known), what
         return None
@@ -152,9 +163,9 @@ class Group:
     def changes(self) -> str:
         """What differs from the shipped recipe, in a few words; "" for nothing."""
         if self.status == "overridden":
-            return ", ".join(self.first.overrides or ())
+            return ", ".join(_deciding(self.first) or ())
         if self.status == "other":
-            return ", ".join(self.first.overrides or ()) or "not the shipped recipe"
+            return ", ".join(_deciding(self.first) or ()) or "not the shipped recipe"
         return ""
 
 
@@ -178,9 +189,7 @@ def group(records: Iterable[Record]) -> dict[Section, list[Group]]:
             )
         mine.append(record)
     return {
-        section: in_order(
-            Group(tuple(sorted(mine, key=lambda one: one.seed)), key[-1]) for key, mine in groups.items()
-        )
+        section: in_order(Group(tuple(sorted(mine, key=lambda one: one.seed)), key[-1]) for key, mine in groups.items())
         for section, groups in found.items()
         if groups
     }
@@ -194,7 +203,7 @@ def in_order(groups: Iterable[Group]) -> list[Group]:
 def _group_key(record: Record) -> tuple:
     status = recipe_status(record)
     known = [record.task, record.source, record.protocol, record.recipe, record.variant, record.metric, record.data]
-    known += [record.select, record.batch_size, record.max_len, record.parameters, record.overrides]
+    known += [record.select, record.batch_size, record.max_len, record.parameters, _deciding(record)]
     if status == "other":
         # Two changed recipes may agree in all of the above; only the commit and stated overrides tell that they do not.
         known.append(record.recipe_hash if record.overrides is None else record.environment["commit"])
@@ -204,4 +213,3 @@ def _group_key(record: Record) -> tuple:
 def slug(text: str) -> str:
     """A text as part of an address: small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "none"
-

@@ -48,7 +48,10 @@ def accuracy_against_speed(section: Section, groups: Sequence[Group], color: Cal
         scale = 100 if share else 1
         title = f"test {first.metric}{' (%)' if share else ''}"
         marks = [_mark(one, scale, color) for one in mine]
-        rules = [Rule(name.replace("_", " "), scale * value) for name, value in first.baselines["test"].items()]
+        baselines = {
+            name.replace("_", " "): scale * value for name, value in (first.baselines.get("test") or {}).items()
+        }
+        rules = [Rule(name, value) for name, value in baselines.items()]
         svg = scatter(
             marks,
             Axis("training updates a second", log=True),
@@ -62,7 +65,8 @@ def accuracy_against_speed(section: Section, groups: Sequence[Group], color: Cal
             f"{first.batch_size} x {first.max_len:,} tokens or values an update, on {first.device}. To the right is "
             f"faster, {'up' if share else 'down'} is better; whiskers are the standard deviation over seeds."
         )
-        caption += f" Dashed: {', '.join(name.replace('_', ' ') for name in first.baselines['test'])}, where in range."
+        if baselines:
+            caption += f" Dashed, where in range: {', '.join(baselines)}."
         figures.append(Figure(f"speed-{section.key}-{number}", f"{data_name(mine[0])}: score and cost", svg, caption))
     return figures
 

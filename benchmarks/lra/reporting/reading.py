@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lra.reporting.records import Record, RecordError, hash_recipe, make_record
+from benchmarks.lra.reporting.records import Record, RecordError, make_record
 
 _SKIPPED = ("checkpoints", "tensorboard", "cache", "profile", "recipes")
 
@@ -95,7 +95,8 @@ class _Reader:
     def _json(self, file: Path, origin: str) -> Any:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            json.dumps(values, ensure_ascii=False).encode()  # half a character can be read, and not be written
+        except (OSError, ValueError, RecursionError) as error:
             self.found.refused.append((origin, f"it cannot be read as JSON: {error}."))
             return None
         if not isinstance(values, dict):
@@ -149,11 +150,11 @@ class _Reader:
         """The result, each run once; of the same run the record that says most is kept."""
         best: dict[str, Record] = {}
         for record in self.found.records:
-            held = best.get(record.digest)
+            held = best.get(record.run)
             if held is None or _said(record) > _said(held):
-                best[record.digest] = record
+                best[record.run] = record
         self.found.records = sorted(
-            best.values(), key=lambda one: (one.task, one.source, one.protocol, one.variant, one.seed, one.digest)
+            best.values(), key=lambda one: (one.task, one.source, one.protocol, one.variant, one.seed, one.run)
         )
         return self.found
 
@@ -163,9 +164,10 @@ def _said(record: Record) -> tuple[bool, bool, bool]:
 
 
 def _hash_of(recipe: Path) -> str:
+    from benchmarks.lra.cells import recipe_hash
     from zoo.training.folder import read_recipe
 
-    return hash_recipe(read_recipe(recipe.parent))
+    return recipe_hash(read_recipe(recipe.parent))
 
 
 def _curve(log: Path, metric: str) -> list[tuple[Any, Any]] | None:

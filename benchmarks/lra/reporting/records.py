@@ -1,13 +1,14 @@
 """A record: the result of one run with all that its numbers must be read with; what is not whole is refused."""
 
 import dataclasses
-import hashlib
+import functools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.files import unseal
+from zoo.files import seal, unseal
 
 EXTRAS = ("id", "recipe_hash", "overrides", "curve", "forecast")
 """Keys that a record has beyond those of the run's result.json, which its digest may or may not cover."""
@@ -45,8 +46,13 @@ class Record:
 
     @property
     def key(self) -> str:
-        """A name for links: 12 hex digits of the digest, which differ for runs that differ."""
-        return f"r-{self.values['digest'][:12]}"
+        """A name for links, which differs for runs that differ."""
+        return f"r-{self.run[:12]}"
+
+    @functools.cached_property
+    def run(self) -> str:
+        """The digest of the run's result, equal for a run's result.json and for records made of it."""
+        return seal({key: value for key, value in self.values.items() if key not in (*EXTRAS, "digest")})["digest"]
 
     @property
     def protocol(self) -> str:
@@ -77,7 +83,7 @@ class Record:
     def size_ratio(self) -> float | None:
         """Parameters by those of softmax in the same recipe, where the run told."""
         ratio: Any = (self.values.get("budget") or {}).get("ratio")
-        return float(ratio) if _is_number(ratio) else None
+        return float(ratio) if is_number(ratio) else None
 
     def cautions(self) -> list[str]:
         """What whoever reads the numbers must know of the data and the checkout."""
@@ -90,16 +96,6 @@ class Record:
 def lower_is_better(metric: str) -> bool:
     """Whether a metric is an error or a cost, rather than a share of what is right."""
     return metric in _LOWER
-
-
-def hash_recipe(recipe: Any) -> str:
-    """16 hex digits of the SHA-256 of a resolved recipe's YAML without its name: equal for equal runs.
-
-    Args:
-      recipe: a `zoo.training.recipe.Recipe`.
-    """
-    text = dataclasses.replace(recipe, name="").to_yaml()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_record(
@@ -120,11 +116,8 @@ def make_record(
         raise RecordError("it is no record: a JSON object was expected.")
     _check_digest(values)
     _check_parts(values)
-    if values.get("recipe_hash") is None:
-        if not allow_old:
-            raise RecordError("it has no recipe_hash: not a whole record. --allow-old takes it, and marks its numbers.")
-    elif not isinstance(values["recipe_hash"], str):
-        raise RecordError(f"recipe_hash must be 16 hex digits, got {values['recipe_hash']!r}.")
+    if values.get("recipe_hash") is None and not allow_old:
+        raise RecordError("it has no recipe_hash: not a whole record. --allow-old takes it, and marks its numbers.")
     return Record(dict(values), origin, _checked_curve(values.get("curve") if curve is None else curve))
 
 
@@ -141,34 +134,46 @@ def _check_digest(values: Mapping[str, Any]) -> None:
 
 
 def _check_parts(values: Mapping[str, Any]) -> None:
-    missing = [name for name in (*_TEXTS, *_COUNTS, "select", "environment", "baselines") if values.get(name) is None]
+    parts = (*_TEXTS, *_COUNTS, "select", "best", "last", "environment", "baselines")
+    missing = [name for name in parts if values.get(name) is None]
     environment = values.get("environment")
     if isinstance(environment, Mapping):
         missing += [f"environment.{name}" for name in _ENVIRONMENT if not environment.get(name)]
     if missing:
         raise RecordError(f"it lacks {', '.join(missing)}: not a whole record. Train in a checkout, with this version.")
-    _expect(values, _TEXTS, "a text", lambda value: isinstance(value, str))
-    _expect(values, _COUNTS, "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
-    _expect(values, ("environment", "baselines"), "an object", lambda value: isinstance(value, Mapping))
-    _expect(environment, _ENVIRONMENT, "a text", lambda value: isinstance(value, str))
+    _expect(values, (*_TEXTS, "select"), "a text", str)
+    _expect(values, ("best", "last", "environment", "baselines"), "an object", Mapping)
+    _expect(values["environment"], _ENVIRONMENT, "a text", str)
+    for name in _COUNTS:
+        if not isinstance(values[name], int) or not is_number(values[name]) or values[name] < 0:
+            raise RecordError(f"{name} must be a whole number, got {values[name]!r:.80}.")
+    _expect(values, ("protocol", "recipe_hash"), "a text", str, may_lack=True)
+    _expect(values, ("budget", "memory", "published"), "an object", Mapping, may_lack=True)
+    _expect(values, ("cautions", "overrides"), "a list", list, may_lack=True)
+    if not all(isinstance(text, str) for text in values.get("overrides") or ()):
+        raise RecordError("overrides must be a list of texts.")
+    _check_figures(values)
+
+
+def _check_figures(values: Mapping[str, Any]) -> None:
     if values["select"] not in ("best", "last"):
-        raise RecordError(f"select must be 'best' or 'last', got {values['select']!r}.")
-    if not isinstance(values.get("budget") or {}, Mapping) or not isinstance(values.get("memory") or {}, Mapping):
-        raise RecordError("budget and memory must be objects.")
-    if not isinstance(values.get("published") or {}, Mapping) or not isinstance(values.get("cautions") or [], list):
-        raise RecordError("published must be an object, and cautions a list.")
-    for split in ("validation", "test"):
-        figures = values.get(values["select"], {}).get(split, {})
-        if not _is_number(figures.get(values["metric"])):
+        raise RecordError(f"select must be 'best' or 'last', got {values['select']!r:.80}.")
+    splits = ("validation", "test")
+    for which in ("best", "last"):
+        _expect(values[which], splits, "an object", Mapping)
+    _expect(values["baselines"], splits, "an object", Mapping, may_lack=True)
+    for split in splits:
+        if not is_number(values[values["select"]][split].get(values["metric"])):
             raise RecordError(f"{values['select']}.{split}.{values['metric']} must be a finite number.")
-        if not all(map(_is_number, (values["baselines"].get(split) or {}).values())):
+        if not all(map(is_number, (values["baselines"].get(split) or {}).values())):
             raise RecordError(f"baselines.{split} must hold finite numbers.")
 
 
-def _expect(values: Any, names: Sequence[str], what: str, check: Any) -> None:
+def _expect(values: Any, names: Sequence[str], what: str, kind: type, *, may_lack: bool = False) -> None:
     for name in names:
-        if not check(values[name]):
-            raise RecordError(f"{name} must be {what}, got {values[name]!r}.")
+        value = values.get(name)
+        if not isinstance(value, kind) and not (may_lack and value is None):
+            raise RecordError(f"{name} must be {what}, got {value!r:.80}.")
 
 
 def _checked_curve(curve: Any) -> tuple[tuple[float, float], ...]:
@@ -183,5 +188,6 @@ def _checked_curve(curve: Any) -> tuple[tuple[float, float], ...]:
     return points
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -171,7 +171,9 @@ def _our_row(
         for one in held.values()
         if (one.first.size_ratio or 0) > MOST
     )
-    return Row("ours", (*cells, Cell(text, counts[0], next(iter(held.values())).key), Cell("this project", "")), badges + large)
+    return Row(
+        "ours", (*cells, Cell(text, counts[0], next(iter(held.values())).key), Cell("this project", "")), badges + large
+    )
 
 
 def _mean_cell(value: float | None) -> Cell:
