@@ -42,7 +42,8 @@ def results_text(records: Sequence[str | Path] = (RECORDS,)) -> str:
     parts = []
     for section, groups in group(found.records).items():
         table = forecasting_table(groups) if section.key == "forecasting" else leaderboard(section, groups)
-        parts += [f"**{section.title}.** {section.note}", table_markdown(_slim(table)), _setting(groups)]
+        unit = " Accuracy in percent." if any(one.first.task.startswith("lra/") for one in groups) else ""
+        parts += [f"**{section.title}.** {section.note}{unit}", table_markdown(_slim(table)), _setting(groups)]
     return "\n\n".join(parts)
 
 

@@ -352,7 +352,7 @@ def test_whatever_a_record_holds_is_shown_as_text(write, page):
 
 
 def test_odd_values_are_refused_or_shown_but_never_break_the_page(write, page):
-    odd = [None, True, -1, 10**400, "x", [1], {"a": [1]}, 1e999]
+    odd = [None, True, 10**400, "x", [1], 1e999]
     keys = [key for key in made_record() if key != "digest"]
     values = []
     for key in keys:

@@ -53,7 +53,7 @@ def _row(one: Group) -> Row:
         cells.append(score_cell(one, metric) if known else NO_CELL)
     for metric in ("mse", "mae"):
         value: Any = figures.get(metric)
-        cells.append(Cell(f"{value:g}", float(value), title=source) if is_number(value) else NO_CELL)
+        cells.append(Cell(_as_printed(float(value)), float(value), title=source) if is_number(value) else NO_CELL)
     by = cells[2].value
     theirs: Any = figures.get("mse")
     if is_number(theirs) and isinstance(by, float):
@@ -67,6 +67,11 @@ def _row(one: Group) -> Row:
         cells.append(Cell(f"{naive[name]:.4f}", float(naive[name]), one.first.key) if known else NO_CELL)
     cells += [Cell(f"{one.first.parameters:,}", one.first.parameters), Cell(source or "–", source)]
     return Row("ours", tuple(cells), (f"changed: {one.changes()}",) if one.changes() else ())
+
+
+def _as_printed(value: float) -> str:
+    """Three decimals, as such tables have them, or more where there are more."""
+    return f"{value:.3f}" if round(value, 3) == value else f"{value:g}"
 
 
 def forecast_plots(groups: Sequence[Group], color: Callable[[str], int]) -> list[Figure]:

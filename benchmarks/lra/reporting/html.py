@@ -50,7 +50,8 @@ def _tools(table: Table, kinds: Sequence[str]) -> str:
 
 def _header(title: str, numeric: bool) -> str:
     kind = ' class="number"' if numeric else ""
-    return f'<th scope="col"{kind}><button type="button" class="sort">{escape(title)}</button></th>'
+    text = escape(title).replace(" of ", " of&nbsp;")
+    return f'<th scope="col"{kind}><button type="button" class="sort">{text}</button></th>'
 
 
 def _row_html(row: Row, numeric: frozenset[int]) -> str:

@@ -9,6 +9,7 @@ from benchmarks.lra.reporting.groups import Group, Section
 from benchmarks.lra.reporting.tables import TITLES, shown
 
 MOST_POINTS = 240
+_STAR = " * changed, see the table."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ def accuracy_against_speed(section: Section, groups: Sequence[Group], color: Cal
         )
         if baselines:
             caption += f" Dashed, where in range: {', '.join(baselines)}."
+        caption += _STAR if any(one.changes() for one in mine) else ""
         figures.append(Figure(f"speed-{section.key}-{number}", f"{data_name(mine[0])}: score and cost", svg, caption))
     return figures
 
@@ -114,6 +116,7 @@ def learning_curves(section: Section, groups: Sequence[Group], color: Callable[[
         title = f"validation {key[3]}{' (%)' if share else ''}"
         svg = curves(lines, Axis("updates", write=_count), Axis(title), name=f"{title} on {name}")
         caption = "A line is a seed; the name stands at the mean of their last values."
+        caption += _STAR if any(one.changes() for one in mine) else ""
         figures.append(Figure(f"curves-{section.key}-{number}", name, svg, caption))
     return figures
 

@@ -228,6 +228,10 @@ def _notes(groups: Sequence[Group], of_lra: bool) -> tuple[str, ...]:
             "Mean of 5 leaves Path-X out, mean of 6 counts a fail there as 50; neither is given where a task is "
             "missing, nor where a task was run on two data sets."
         )
+    if any(one.changes() for one in groups):
+        notes.append(
+            "changed: with overrides of the shipped recipe, or by another recipe than is now shipped under its name."
+        )
     if any(one.status == "unrecorded" for one in groups):
         notes.append("† a record of before recipe hashes.")
     notes += sorted(
