@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.lra.report`: reading records, grouping seeds, tables, plots, the page."""
