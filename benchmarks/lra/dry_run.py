@@ -1,6 +1,7 @@
 """What a matrix would cost: parameters, memory and time of its cells, as far as they are known without running them."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from zoo.training.folder import RunError, read_result
 from zoo.training.memory import amount, plan_step
 from zoo.training.recipe import Recipe
 
-# What an update may take in for its plan to be compiled unasked: that takes seconds.
-CHEAP_TOKENS = 4096
+# What `benchmarks/lra/recipes.py` found of the shipped recipes.
+PLANNED = RECORDS.parent / "recipes_cpu.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Known:
 
 
 def table(
-    cells: Sequence[Cell], out: Path, environment: Mapping[str, Any], *, workers: int = 1, records: Path = RECORDS
+    cells: Sequence[Cell], out: Path, environment: Mapping[str, Any], *, workers: int = 1, compiles: bool = False
 ) -> str:
     """The cells with what they would cost, as aligned text.
 
@@ -41,14 +42,19 @@ def table(
       out: its folder.
       environment: of the device in question; see `benchmarks.lra.runner.device_facts`.
       workers: runs at a time.
-      records: folder of records, which are asked besides the matrix's own results.
+      compiles: compile the update of what no result tells the memory of; seconds to minutes for each recipe.
     """
-    results = [*read_records(records), *_own(cells, out)]
+    results = [*read_records(RECORDS), *_own(cells, out)]
+    shipped = _shipped()
     rows, total, unknown = [["cell", "state", "parameters", "memory", "time"]], 0.0, 0
     plans: dict[str, int | None] = {}
     for cell in cells:
         known = _known(cell, results, environment) if cell.recipe else Known()
-        memory = known.step_bytes or _planned(cell, plans)
+        memory = known.step_bytes
+        if memory is None and cell.recipe and cell.recipe.name.startswith("lra/") and not cell.overrides:
+            memory = shipped.get((cell.protocol, cell.task, cell.variant))
+        if memory is None and compiles and cell.recipe and cell.state != "failed":
+            memory = _planned(cell.recipe, plans)
         rows.append(
             [
                 cell.id,
@@ -67,7 +73,8 @@ def table(
     if waiting > unknown:
         said += f", {duration_text(total / workers)} for {waiting - unknown} of them on {environment['device']}"
     lines += [f"{cell.id}: {cell.reason}" for cell in cells if cell.state == "failed"]
-    return "\n".join([*lines, f"{said}. Times are of updates, without evaluation and data."])
+    said += ". Times are of updates, without evaluation and data; memory is what the compiler plans for one update"
+    return "\n".join([*lines, said + ("." if compiles else ", where it is known (--memory compiles the others).")])
 
 
 def _own(cells: Sequence[Cell], out: Path) -> list[dict[str, Any]]:
@@ -103,19 +110,19 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=seed))
 
 
-def _planned(cell: Cell, plans: dict[str, int | None]) -> int | None:
-    """Bytes of one update by the compiler on this CPU; None where compiling it would take long, or cannot be."""
-    if cell.recipe is None or cell.state == "failed":
-        return None
-    key = recipe_hash(_with_seed(cell.recipe, 0))
+def _shipped() -> dict[tuple[str, str, str], int]:
+    """Bytes of one update by protocol, task and variant, of the shipped recipes as they are."""
+    rows = json.loads(PLANNED.read_text(encoding="utf-8"))["rows"] if PLANNED.exists() else []
+    return {(row["protocol"], row["task"], row["variant"]): row["step_bytes"] for row in rows if "step_bytes" in row}
+
+
+def _planned(recipe: Recipe, plans: dict[str, int | None]) -> int | None:
+    """Bytes of one update by the compiler on this CPU; None where the task is none that random inputs are made for."""
+    key = recipe_hash(_with_seed(recipe, 0))
     if key not in plans:
-        plans[key] = _compile(cell.recipe)
+        info, config = make_task(recipe).info, recipe.train
+        plans[key] = None
+        if info.output == "label":
+            plan = plan_step(recipe, random_batch(info, 1, info.max_len), length=info.max_len)
+            plans[key] = plan(config.batch_size, config.accumulate, info.max_len)
     return plans[key]
-
-
-def _compile(recipe: Recipe) -> int | None:
-    info, config = make_task(recipe).info, recipe.train
-    if info.output != "label" or config.batch_size * info.max_len > CHEAP_TOKENS:
-        return None
-    plan = plan_step(recipe, random_batch(info, 1, info.max_len), length=info.max_len)
-    return plan(config.batch_size, config.accumulate, info.max_len)

@@ -65,6 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--workers", type=int, help="runs at a time on a CPU (default: 1)")
     sub.add_argument("--data-dir", type=Path, help="where data lives (default: $ZOO_DATA or ~/.cache/zoo)")
     sub.add_argument("--dry-run", action="store_true", help="show the cells and what they would cost; run nothing")
+    sub.add_argument("--memory", action="store_true", help="with --dry-run: compile what no result tells the memory of")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="of all recipes")
     sub = commands.add_parser("records", help="keep the results of finished cells as records")
     sub.set_defaults(run=_records)
@@ -102,12 +103,13 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _run(args: argparse.Namespace) -> int:
     request = _request(args)
+    print("building each recipe's model from shapes", file=sys.stderr, flush=True)
     cells = plan(request, args.data_dir)
     environment, present = runner.device_facts()
     places = runner.slots(environment["platform"], present, devices=args.devices, workers=args.workers)
     if args.dry_run:
         look_at_runs(cells, args.out)
-        print(dry_run.table(cells, args.out, environment, workers=len(places)))
+        print(dry_run.table(cells, args.out, environment, workers=len(places), compiles=args.memory))
         return int(any(cell.state == "failed" for cell in cells))
     with hold(args.out, "--out"):
         look_at_runs(cells, args.out)

@@ -286,7 +286,7 @@ def test_a_dry_run_shows_what_it_would_cost(run, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(dry_run, "RECORDS", tmp_path / "none")
     assert run("--seeds", "0") == 0
-    assert run("--variants", "toy_mean,softmax", "--seeds", "0,1", "--dry-run") == 0
+    assert run("--variants", "toy_mean,softmax", "--seeds", "0,1", "--dry-run", "--memory") == 0
     lines = [line.split() for line in capfd.readouterr().out.splitlines() if line.startswith("fast-")]
     by_name = {line[0]: line[1:] for line in lines}
     assert by_name["fast-last-toy_mean-s0"][0] == "done"
@@ -298,6 +298,8 @@ def test_a_dry_run_shows_what_it_would_cost(run, tmp_path, capfd, monkeypatch):
     assert int(softmax[1].replace(",", "")) > int(other[1].replace(",", ""))
     assert softmax[3] == "kB"  # compiled for it
     assert softmax[-1] == "-"
+    assert run("--variants", "softmax", "--dry-run") == 0
+    assert [line.split()[-2:] for line in capfd.readouterr().out.splitlines() if "waiting" in line] == [["-", "-"]]
     assert starts(tmp_path / "out") == {"toy_mean-s0": 1}
 
 

@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -376,10 +376,30 @@ def evaluate_run(
       MeshError: the devices do not divide the batch.
       DataError: the data is damaged, or missing and would have to be fetched, which an evaluation does not.
     """
+    (found,) = evaluate_splits(folder, [split], which=which, options=options, data_dir=data_dir, layout=layout)
+    return found
+
+
+def evaluate_splits(
+    folder: str | Path,
+    splits: Sequence[Split],
+    *,
+    which: Literal["best", "last"] = "best",
+    options: Mapping[str, Any] | None = None,
+    data_dir: Path | None = None,
+    layout: Layout | None = None,
+) -> list[dict[str, Any]]:
+    """`evaluate_run` of several splits, for which the parameters are loaded, and the model is compiled, once."""
     loaded = _load(Path(folder), which, data_dir, layout or Layout(), options)
     assert loaded.mesh is not None
     with together(), nothing_fetched("An evaluation fetches nothing; run `zoo data prepare`."):
         loaded.task.prepare(progress=False)
+    eval_step = make_eval_step(loaded.functional, loaded.task, loaded.mesh)
+    return [_evaluated(loaded, eval_step, Path(folder), which, split) for split in splits]
+
+
+def _evaluated(loaded: _Loaded, eval_step: Any, folder: Path, which: str, split: Split) -> dict[str, Any]:
+    assert loaded.mesh is not None
     batches = eval_batches(
         loaded.task.split(split),
         batch_size=loaded.recipe.train.batch_size,
@@ -388,7 +408,6 @@ def evaluate_run(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    eval_step = make_eval_step(loaded.functional, loaded.task, loaded.mesh)
     metrics = evaluate(eval_step, loaded.params, loaded.rest, batches, put_batch(loaded.mesh))
     found = {"run": str(folder), "which": which, "step": loaded.step, "split": split, **metrics}
     cautions = loaded.task.cautions()
