@@ -161,14 +161,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="write the figures here, and a .md beside it")
     parser.add_argument("--variants", help="comma separated (default: all that classify)")
     args = parser.parse_args()
-    held = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
-    found = {(row["protocol"], row["task"], row["variant"]): row for row in held}
-    about = environment()
+    held = json.loads(args.json.read_text()) if args.json.exists() else {"rows": [], "environment": None}
+    found = {(row["protocol"], row["task"], row["variant"]): row for row in held["rows"]}
+    about = held["environment"]
     for variant in args.variants.split(",") if args.variants else variants():
         for task in TASKS:
             for protocol in PROTOCOLS:
                 if (protocol, task, variant) in found:
                     continue
+                about = environment()  # of the newest cell
                 began = time.perf_counter()
                 row = found[protocol, task, variant] = cell(protocol, task, variant)
                 said = row.get("failed") or f"{row['parameters']:,} parameters, {row['step_bytes'] / 1e9:.1f} GB"
