@@ -38,7 +38,16 @@ def measured(op: str, peers=None, length: int = 5):
     return found
 
 
-@pytest.mark.parametrize("op", ["selective_scan", "gated_delta_rule", "gated_linear_attention", "causal_conv1d"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "causal_conv1d",
+        *(
+            pytest.param(op, marks=pytest.mark.slow)
+            for op in ("selective_scan", "gated_delta_rule", "gated_linear_attention")
+        ),
+    ],
+)
 def test_peers_in_jax_are_right_and_timed(op):
     """Every peer agrees with the reference in values and in every gradient, and has its figures."""
     from benchmarks.kernels.cases import TINY, make_inputs
