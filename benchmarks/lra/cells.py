@@ -158,7 +158,7 @@ def plan(request: Request, data_dir: Path | None = None) -> list[Cell]:
             cell.recipe, cell.recipe_hash = recipe, recipe_hash(recipe)
             if group not in built:
                 built[group] = _parameters(recipe, data_dir)
-        except ValueError as error:  # what recipes, registry and models raise
+        except (ValueError, TypeError, RuntimeError) as error:  # what recipes, registry and models raise
             built[group] = str(error)
         found = built[group]
         cell.state, cell.reason = ("waiting", None) if isinstance(found, int) else ("failed", found)

@@ -116,6 +116,6 @@ def _table(rows: Sequence[Mapping[str, Any]], needed: str, shown: Any) -> str:
 
 def _by_variant(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["variant"] != BASE, row["variant"])):
         found.setdefault(row["variant"], {})[row["length"]] = row
     return found

@@ -273,13 +273,14 @@ def test_every_variant_of_the_suite_has_a_formula(setting):
 
 @pytest.mark.slow
 def test_the_whole_command(setting, processes_know_the_toy, tmp_path):
-    """In processes of their own, one of which is killed by its limit."""
+    """In processes of their own."""
     from benchmarks.lra import efficiency
 
     arguments = ["--json", str(tmp_path / "e.json"), "--recipe", setting.recipe, "--batch-size", "2", "--repeats", "1"]
+    arguments += ["--kinds", "infer,decode"]
     assert efficiency.main([*arguments, "--variants", "gla,softmax,axial", "--lengths", "8,16"]) == 0
     rows = json.loads((tmp_path / "e.json").read_text())["rows"]
-    assert len(rows) == 18
+    assert len(rows) == 12
     reasons = {(found["variant"], found["kind"]): found["reason"] for found in rows if found["length"] == 8}
     assert {key for key, reason in reasons.items() if reason} == {("axial", "decode")}
     text = (tmp_path / "e.md").read_text()
