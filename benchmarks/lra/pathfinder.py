@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,32 @@ def folds(ours: np.ndarray, theirs: np.ndarray, number: int, epochs: int) -> dic
     }
 
 
+def trainer(network: Any, rate: Any) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any]]:
+    """Parameters, the optimizer's state, an update by (parameters, state, images, labels), and answers."""
+    import jax
+    import optax
+    from flax import nnx
+
+    graph, params = nnx.split(network)
+    optimizer = optax.adamw(rate, weight_decay=1e-2)
+
+    @jax.jit
+    def step(params, state, x, y):
+        def loss(params):
+            return optax.softmax_cross_entropy_with_integer_labels(nnx.merge(graph, params)(x), y).mean()
+
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return params, optimizer.init(params), step, jax.jit(lambda params, x: nnx.merge(graph, params)(x).argmax(-1))
+
+
+def turned(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Images [N, H, W, C], all turned and mirrored alike."""
+    x = np.rot90(images, rng.integers(4), (1, 2))
+    return np.ascontiguousarray(x[:, :, ::-1] if rng.integers(2) else x)
+
+
 def train_network(
     images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray, epochs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -250,29 +277,16 @@ def train_network(
                 x = nnx.gelu(norm(convolution(x)))
             return self.head(jax.numpy.concatenate([x.mean((1, 2)), x.max((1, 2))], -1))
 
-    graph, params = nnx.split(Network(nnx.Rngs(seed)))
     batch = 64
     steps = epochs * (len(images) // batch)
-    optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, steps), weight_decay=1e-2)
-    state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, state, x, y):
-        def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(nnx.merge(graph, params)(x), y).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    answer = jax.jit(lambda params, x: nnx.merge(graph, params)(x).argmax(-1))
+    params, state, step, answer = trainer(Network(nnx.Rngs(seed)), optax.cosine_decay_schedule(3e-3, steps))
     rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(len(images))
         for first in range(0, len(order) - batch + 1, batch):
             rows = order[first : first + batch]
-            x = np.rot90(images[rows], rng.integers(4), (1, 2))
-            x = x[:, :, ::-1] if rng.integers(2) else x
-            params, state = step(params, state, np.ascontiguousarray(x), labels[rows])
+            x = turned(images[rows], rng)
+            params, state = step(params, state, x, labels[rows])
     right = [np.asarray(answer(params, x)) == y for x, y in ((images, labels), (others, other_labels))]
     return right[0], right[1]
 
@@ -312,19 +326,8 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
     batch, held = 64, 2_000
     drawing = draw(rules, SEED, np.arange(options.count + held))
     images, answers = drawing.images[..., None].astype(np.float32) / 255, drawing.labels.astype(np.int32)
-    graph, params = nnx.split(Network(nnx.Rngs(0)))
-    optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, 100, options.steps), weight_decay=1e-2)
-    state = optimizer.init(params)
-
-    @jax.jit
-    def step(params, state, x, y):
-        def loss(params):
-            return optax.softmax_cross_entropy_with_integer_labels(nnx.merge(graph, params)(x), y).mean()
-
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    answer = jax.jit(lambda params, x: nnx.merge(graph, params)(x).argmax(-1))
+    rate = optax.warmup_cosine_decay_schedule(0, 3e-3, min(100, options.steps // 2), options.steps)
+    params, state, step, answer = trainer(Network(nnx.Rngs(0)), rate)
 
     def accuracy() -> float:
         right = [
@@ -336,9 +339,8 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
     rng, curve, began = np.random.default_rng(0), {}, time.process_time()
     for number in range(1, options.steps + 1):
         rows = rng.choice(options.count, batch, replace=False)
-        x = np.rot90(images[rows], rng.integers(4), (1, 2))
-        x = x[:, :, ::-1] if rng.integers(2) else x
-        params, state = step(params, state, np.ascontiguousarray(x), answers[rows])
+        x = turned(images[rows], rng)
+        params, state = step(params, state, x, answers[rows])
         if number % 250 == 0 or number == options.steps:
             curve[number] = accuracy()
             print(f"{number} updates: {curve[number]:.4f}", flush=True)

@@ -91,10 +91,8 @@ class ListOps(ClassificationTask):
 
     def is_prepared(self) -> bool:
         """Whether the data is there and whole: all files, with the right sizes."""
-        from zoo.data.listops_sets import open_dataset
-
         try:
-            open_dataset(self._config, self._data_dir)
+            self._manifest()
         except DataError:
             return False
         return True
