@@ -105,8 +105,8 @@ class Cell:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 of the resolved recipe's YAML with an empty name, the first 16 hex digits."""
-    text = dataclasses.replace(recipe, name="").to_yaml()
+    """SHA-256 of the resolved recipe's YAML, the first 16 hex digits; without its name and the figures of others."""
+    text = dataclasses.replace(recipe, name="", published={}).to_yaml()
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--out", type=Path, required=True, help="folder of the matrix")
     sub.add_argument("--recipes", default="lra", help="RECIPES/PROTOCOL/TASK are the recipes; may be a folder")
     sub.add_argument("--devices", type=int, help="GPUs to use, one run on each (default: all)")
-    sub.add_argument("--workers", type=int, help="runs at a time on a CPU (default: 1)")
+    sub.add_argument("--workers", type=int, help="runs at a time on a CPU, each on cores of its own (default: 1)")
     sub.add_argument("--data-dir", type=Path, help="where data lives (default: $ZOO_DATA or ~/.cache/zoo)")
     sub.add_argument("--dry-run", action="store_true", help="show the cells and what they would cost; run nothing")
     sub.add_argument("--memory", action="store_true", help="with --dry-run: compile what no result tells the memory of")
@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     request = _request(args)
     print("building each recipe's model from shapes", file=sys.stderr, flush=True)
     cells = plan(request, args.data_dir)
-    environment, present = runner.device_facts()
+    environment, present = runner.device_facts(runner.shares(args.workers)[0])
     places = runner.slots(environment["platform"], present, devices=args.devices, workers=args.workers)
     if args.dry_run:
         look_at_runs(cells, args.out)

@@ -1,5 +1,6 @@
 """Runs the cells of a matrix: each a `zoo train` process of its own, one on each device."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks.lra.board import Board
 from benchmarks.lra.cells import FORMAT, Cell, MatrixError, Request, State
+from zoo.data.chunks import available_cores
 from zoo.files import write_json
 from zoo.training.build import make_task
 from zoo.training.folder import RunError, held_by, read_result
@@ -27,31 +29,59 @@ _ASK = (
 )
 
 
-def device_facts() -> tuple[dict[str, Any], int]:
-    """`zoo.training.run.environment()` and the number of devices as a run would see them.
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a run goes.
+
+    Attributes:
+      variables: of its environment, which give it its device.
+      cores: of the processor that it may use; empty for all that there are.
+    """
+
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cores: tuple[int, ...] = ()
+
+
+def shares(workers: int | None) -> list[tuple[int, ...]]:
+    """The cores of each of so many runs at a time, equally many and none of them in two; [()] for one.
+
+    Raises:
+      MatrixError: there are fewer cores.
+    """
+    if workers is None or workers == 1:
+        return [()]
+    if not 1 <= workers <= available_cores():
+        raise MatrixError(f"--workers must be from 1 to the {available_cores()} cores that there are, got {workers}.")
+    if not hasattr(os, "sched_getaffinity"):  # beside Linux nobody can say who has which core
+        return [()] * workers
+    cores, each = sorted(os.sched_getaffinity(0)), available_cores() // workers
+    return [tuple(cores[first : first + each]) for first in range(0, each * workers, each)]
+
+
+def device_facts(cores: tuple[int, ...] = ()) -> tuple[dict[str, Any], int]:
+    """`zoo.training.run.environment()` and the number of devices as a run would see them that has `cores`.
 
     They are asked of another process: one that has looked at a GPU holds its memory, of which the runs then find none.
 
     Raises:
       MatrixError: JAX does not start.
     """
-    done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
+    ask = f"import os; os.sched_setaffinity(0, {cores}); {_ASK}" if cores else _ASK
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     if done.returncode:
         raise MatrixError(f"JAX does not start: {_last_lines(done.stderr)}")
     environment, devices = json.loads(done.stdout.splitlines()[-1])
     return environment, devices
 
 
-def slots(
-    platform: str, present: int, *, devices: int | None = None, workers: int | None = None
-) -> list[dict[str, str]]:
-    """For each run at a time the variables that give it its device.
+def slots(platform: str, present: int, *, devices: int | None = None, workers: int | None = None) -> list[Place]:
+    """The place of each run at a time.
 
     Args:
       platform: of the devices, "cpu" or "gpu"; on others one run at a time has all of them.
       present: how many devices there are.
       devices: how many GPUs to use; None for all.
-      workers: how many runs at a time on a CPU; None for one.
+      workers: how many runs at a time on a CPU, each on cores of its own; None for one.
 
     Raises:
       MatrixError: there are not so many devices, or the platform has no such choice.
@@ -65,12 +95,12 @@ def slots(
         if not 1 <= count <= present:
             raise MatrixError(f"--devices must be from 1 to {present}, got {devices}.")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(present)))
-        return [{"CUDA_VISIBLE_DEVICES": number.strip()} for number in visible.split(",")[:count]]
+        return [Place({"CUDA_VISIBLE_DEVICES": number.strip()}) for number in visible.split(",")[:count]]
     if devices is not None:
         raise MatrixError(f"--devices is for GPUs, and there are none (JAX runs on {platform}).")
-    if workers is not None and (platform != "cpu" or workers < 1):
-        raise MatrixError(f"--workers is a positive number and for CPUs, got {workers} on {platform}.")
-    return [{} for _ in range(workers or 1)]
+    if workers is not None and platform != "cpu":
+        raise MatrixError(f"--workers is for CPUs, got {workers} on {platform}.")
+    return [Place(cores=cores) for cores in shares(workers)]
 
 
 class Runner:
@@ -92,7 +122,7 @@ class Runner:
         out: Path,
         *,
         environment: Mapping[str, Any],
-        places: Sequence[Mapping[str, str]],
+        places: Sequence[Place],
         data_dir: Path | None = None,
     ):
         self.cells, self.out = cells, out
@@ -170,8 +200,9 @@ class Runner:
         command = train_command(
             cell.recipe, self.out / "recipes" / f"{cell.id}.yaml", self.out / cell.folder, self._data_dir
         )
-        variables = {**cache_settings(self.out / "cache"), **self._places[place]}
-        self._running[place] = cell, start(command, errors=self._log(cell), environment=variables)
+        variables = {**cache_settings(self.out / "cache"), **self._places[place].variables}
+        process = start(command, errors=self._log(cell), environment=variables, cores=self._places[place].cores)
+        self._running[place] = cell, process
         cell.state, cell.reason = "running", None
         self.save()
 

@@ -103,7 +103,7 @@ def command(setting, tmp_path, monkeypatch):
         return found(variants)
 
     monkeypatch.setattr(efficiency, "run_process", run_process)
-    monkeypatch.setattr(efficiency, "device_facts", lambda: (ENVIRONMENT, 1))
+    monkeypatch.setattr(efficiency, "device_facts", lambda cores=(): (ENVIRONMENT, 1))
     common = ["--json", str(tmp_path / "e.json"), "--recipe", setting.recipe, "--kinds", "train"]
 
     def call(*arguments: str) -> int:
@@ -163,7 +163,7 @@ def test_figures_of_another_setting_or_device_are_not_mixed(command, monkeypatch
     arguments = ["--lengths", "8", "--variants", "softmax"]
     assert command(*arguments) == 0
     assert command(*arguments, "--repeats", "3") == 2
-    monkeypatch.setattr(efficiency, "device_facts", lambda: ({**ENVIRONMENT, "device": "1 x H100"}, 1))
+    monkeypatch.setattr(efficiency, "device_facts", lambda cores=(): ({**ENVIRONMENT, "device": "1 x H100"}, 1))
     assert command(*arguments) == 2
     assert "was measured with device 1 x cpu, and here is 1 x H100" in capsys.readouterr().err
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zoo.data.chunks import available_cores
 from zoo.training.folder import hold
 from zoo.training.recipe import load_recipe
 
@@ -43,7 +44,7 @@ def run(recipes, processes_know_the_toy, monkeypatch, tmp_path):
     command = runner.train_command
     fake = str(REPO / "tests" / "helpers" / "fake_train.py")
     monkeypatch.setattr(runner, "train_command", lambda *args: [sys.executable, fake, *command(*args)[4:]])
-    monkeypatch.setattr(runner, "device_facts", lambda: (CPU, 1))
+    monkeypatch.setattr(runner, "device_facts", lambda cores=(): (CPU, 1))
     common = ["run", "--recipes", str(recipes), "--out", str(tmp_path / "out")]
     defaults = {"--variants": "toy_mean", "--tasks": "last", "--protocols": "fast"}
 
@@ -102,6 +103,8 @@ def test_a_hash_is_that_of_what_is_in_the_recipe(recipes, toy):
     (recipes / "copy.yaml").write_text(path.read_text())
     assert recipe_hash(load_recipe(recipes / "copy.yaml", variant="toy_mean")) == one
     assert recipe_hash(load_recipe(path, ["train.lr=0.02"], variant="toy_mean")) == one
+    # Others' figures change nothing of a run.
+    assert recipe_hash(load_recipe(path, ["published.softmax=50.0"], variant="toy_mean")) == one
     assert recipe_hash(load_recipe(path, ["train.seed=1"], variant="toy_mean")) != one
     assert recipe_hash(load_recipe(path, variant="softmax")) != one
 
@@ -146,7 +149,7 @@ def test_a_cell_that_cannot_be_is_known_before_anything_runs(run, tmp_path, capf
         (["--grid", "train.lr=1e-3,0.001,1e-3"], "values of train.lr must differ"),
         (["train.lrate=1"], "no cell of the protocol 'fast' can be: There is no key 'train.lrate'"),
         (["--devices", "2"], "--devices is for GPUs"),
-        (["--workers", "0"], "--workers is a positive number"),
+        (["--workers", "0"], "--workers must be from 1 to"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_made(run, tmp_path, capfd, arguments, message):
@@ -251,7 +254,7 @@ def test_runs_share_compiled_programs_within_bounds(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         runner, "start", lambda command, **options: seen.append(options["environment"]) or start(command, **options)
     )
-    assert run("--seeds", "0,1", "--workers", "2") == 0
+    assert run("--seeds", "0,1", "--workers", str(min(2, available_cores()))) == 0
     assert {values["JAX_COMPILATION_CACHE_DIR"] for values in seen} == {str(tmp_path / "out" / "cache")}
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     assert runner.cache_settings(tmp_path) == {}
@@ -265,16 +268,25 @@ def test_runs_share_compiled_programs_within_bounds(run, tmp_path, monkeypatch):
 
 
 def test_one_run_at_a_time_on_each_device(monkeypatch):
+    from benchmarks.lra import runner
     from benchmarks.lra.cells import MatrixError
-    from benchmarks.lra.runner import slots
+    from benchmarks.lra.runner import Place, slots
 
-    assert slots("cpu", 1) == [{}]
-    assert slots("cpu", 8, workers=2) == [{}, {}]
-    assert slots("tpu", 8) == [{}]
+    monkeypatch.setattr(runner, "available_cores", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 3, 4, 6}, raising=False)
+    assert slots("cpu", 1) == [Place()]
+    assert slots("cpu", 1, workers=1) == [Place()]
+    assert slots("cpu", 1, workers=2) == [Place(cores=(0, 1)), Place(cores=(3, 4))]
+    assert slots("tpu", 8) == [Place()]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert slots("gpu", 2) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert slots("gpu", 2) == [Place({"CUDA_VISIBLE_DEVICES": "0"}), Place({"CUDA_VISIBLE_DEVICES": "1"})]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert slots("gpu", 3, devices=2) == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
+    assert slots("gpu", 3, devices=2) == [Place({"CUDA_VISIBLE_DEVICES": "4"}), Place({"CUDA_VISIBLE_DEVICES": "6"})]
+    for workers in (0, 6):
+        with pytest.raises(MatrixError, match=f"--workers must be from 1 to the 5 cores that there are, got {workers}"):
+            slots("cpu", 1, workers=workers)
+    with pytest.raises(MatrixError, match="--workers is for CPUs, got 2 on tpu"):
+        slots("tpu", 8, workers=2)
     with pytest.raises(MatrixError, match="--devices must be from 1 to 2, got 3"):
         slots("gpu", 2, devices=3)
     with pytest.raises(MatrixError, match="--workers is for CPUs"):

@@ -1,5 +1,6 @@
 """Runs in processes of their own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -59,3 +60,12 @@ def test_errors_go_to_a_file_and_variables_to_the_process(tmp_path):
     with start([sys.executable, "-c", code], errors=said, environment={"ONE": "two"}) as process:
         assert process.wait(60) == 3
     assert said.read_text() == "two\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are given out on Linux only")
+def test_a_process_keeps_to_the_cores_that_it_was_given(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    code = "import sys; from zoo.data.chunks import available_cores; print(available_cores(), file=sys.stderr)"
+    with start([sys.executable, "-c", code], errors=tmp_path / "said", cores=(core,)) as process:
+        assert process.wait() == 0
+    assert (tmp_path / "said").read_text() == "1\n"

@@ -24,7 +24,11 @@ def train_command(recipe: Recipe, path: Path, folder: Path, data_dir: Path | Non
 
 
 def start(
-    command: Sequence[str], *, errors: Path | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    errors: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    cores: Iterable[int] = (),
 ) -> subprocess.Popen:
     """Starts a command whose standard output is dropped.
 
@@ -32,15 +36,21 @@ def start(
       command: program and arguments.
       errors: a file for what it writes to standard error, which is emptied first; None for that of this process.
       environment: variables over those of this process.
+      cores: numbers of the processor's cores that it may use, on Linux; none for those of this process.
     """
     # A group of its own, so that Ctrl-C reaches it once, through us: twice would end a run unsaved.
     group: dict[str, Any] = {} if os.name == "nt" else {"process_group": 0}
     options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}}
     if errors is None:
-        return subprocess.Popen(command, **options, **group)
-    errors.parent.mkdir(parents=True, exist_ok=True)
-    with errors.open("wb") as file:
-        return subprocess.Popen(command, stderr=file, **options, **group)
+        process = subprocess.Popen(command, **options, **group)
+    else:
+        errors.parent.mkdir(parents=True, exist_ok=True)
+        with errors.open("wb") as file:
+            process = subprocess.Popen(command, stderr=file, **options, **group)
+    if cores := set(cores):
+        # Long before its interpreter is up and JAX counts them; threads take over what their process has.
+        os.sched_setaffinity(process.pid, cores)
+    return process
 
 
 def stop(processes: Iterable[subprocess.Popen], signum: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 
 import zoo
+from zoo.data.chunks import available_cores
 from zoo.data.fetch import nothing_fetched
 from zoo.data.pipeline import eval_batches
 from zoo.functional import Functional
@@ -268,7 +269,10 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+    if not names:
+        return platform.machine()
+    share = f"{available_cores()} of " if available_cores() < len(names) else ""
+    return f"{share}{len(names)} x {names[0]}"
 
 
 @dataclasses.dataclass(frozen=True)
