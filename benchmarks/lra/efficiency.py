@@ -2,7 +2,8 @@
 
     python -m benchmarks.lra.efficiency --json results/efficiency_cpu.json --lengths 1024,2048,3072,4096,8192
 
-All variants have the width and depth of one recipe. Those of one length are measured in one process and in turns, so
+All variants have the width and depth of one recipe, or with `--equal parameters` such a width that their layers have as
+many parameters as softmax's. Those of one length are measured in one process and in turns, so
 that their ratios to softmax are of the same minutes; compilation is timed apart, without a cache. Memory is what the
 compiler plans for one call, and where the device counts, its peak. A variant goes on to longer lengths until it does
 not run: for want of memory, or because it takes longer than --limit. Each length is in the file as soon as it is
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lra.cells import MatrixError
-from benchmarks.lra.efficiency_points import BASE, KINDS, Setting, blank_row, recipe_of
+from benchmarks.lra.efficiency_points import BASE, EQUAL, KINDS, Setting, blank_row, recipe_of
 from benchmarks.lra.efficiency_table import to_markdown
 from benchmarks.lra.recipes import variants as all_variants
 from benchmarks.lra.runner import device_facts
@@ -219,6 +220,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=default.batch_size, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=default.repeats, help="samples a figure (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=default.limit, help="seconds a figure (default: %(default)g)")
+    parser.add_argument(
+        "--equal", choices=EQUAL, default=default.equal, help="what all have alike (default: %(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
     return parser.parse_args(argv)
 
@@ -235,7 +239,7 @@ def _run(args: argparse.Namespace) -> int:
             raise MatrixError(f"there is no kind {kind!r}. {registry.did_you_mean(kind, KINDS)}")
     if min(lengths) < 1 or args.batch_size < 1 or args.repeats < 1 or args.limit <= 0:
         raise MatrixError("--lengths, --batch-size, --repeats and --limit must be positive.")
-    setting = Setting(args.recipe, tuple(args.overrides), args.batch_size, args.repeats, args.limit)
+    setting = Setting(args.recipe, tuple(args.overrides), args.batch_size, args.repeats, args.limit, args.equal)
     for variant in variants:
         registry.spec(variant)
         recipe_of(setting, variant, lengths[0])  # a wrong recipe or override, before anything runs

@@ -6,6 +6,7 @@ soon as it is known. So whoever started it knows which variant it was that took 
 """
 
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -34,6 +35,7 @@ from zoo.training.step import init_state, make_train_step
 
 BASE = "softmax"
 KINDS = ("train", "infer", "decode")
+EQUAL = ("width", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Setting:
       batch_size: B.
       repeats: samples, of which the median is taken.
       limit: seconds that a variant may take to compile, and seconds for all its samples.
+      equal: "width": all have the recipe's; "parameters": each is as wide as makes the parameters of its layers those
+        of softmax's, as nearly as whole heads permit.
     """
 
     recipe: str = "lra/small/text"
@@ -53,6 +57,7 @@ class Setting:
     batch_size: int = 4
     repeats: int = 5
     limit: float = 300.0
+    equal: str = "width"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -67,13 +72,40 @@ class Prepared:
     call: Callable[[], object]
 
 
+@functools.cache
 def recipe_of(setting: Setting, variant: str, length: int) -> Recipe:
-    """The recipe for a variant at a length; its model has the width and depth of softmax's, whatever a recipe's own
-    section for the variant says."""
+    """The recipe for a variant at a length; its model has the depth of softmax's, and its width or its parameters,
+    whatever a recipe's own section for the variant says."""
     changes = [*setting.overrides, f"task.max_len={length}", f"train.batch_size={setting.batch_size}"]
     changes += ["train.accumulate=1", "train.buckets=[]"]
     base = load_recipe(setting.recipe, changes, variant=BASE)
-    return dataclasses.replace(load_recipe(setting.recipe, changes, variant=variant), model=base.model)
+    recipe = dataclasses.replace(load_recipe(setting.recipe, changes, variant=variant), model=base.model)
+    return recipe if setting.equal == "width" else _as_large_as(base, recipe)
+
+
+def _as_large_as(base: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe with the width, d_ff in proportion, at which its layers have nearly as many parameters as the base's.
+
+    What depends on the length, as position embeddings do, is left out: one width is to serve all lengths.
+    """
+
+    def size(recipe: Recipe) -> int:
+        params = Functional(model_maker(recipe, info)).abstract_params
+        return count_parameters(params.get("encoder", params)["layers"])
+
+    def resized(width: int) -> Recipe:
+        d_ff = round(base.model.d_ff * width / base.model.d_model)
+        return dataclasses.replace(recipe, model=dataclasses.replace(base.model, d_model=width, d_ff=d_ff))
+
+    info = make_task(base).info
+    wanted, width = size(base), base.model.d_model
+    found = {width: size(recipe)}
+    # Heads of an even size, which rotary positions need.
+    step = 2 * base.model.num_heads * (1 if found[width] < wanted else -1)
+    while (found[width] < wanted) == (step > 0) and found[width] != wanted and width + step > 0:
+        width += step
+        found[width] = size(resized(width))
+    return resized(min(found, key=lambda width: abs(found[width] - wanted)))
 
 
 def prepare(setting: Setting, variant: str, kind: str, length: int) -> Prepared:

@@ -21,10 +21,15 @@ def to_markdown(held: Mapping[str, Any]) -> str:
       held: what the file holds: "environment", "setting" and "rows".
     """
     about, setting, rows = held["environment"], held["setting"], held["rows"]
+    alike = (
+        "width and depth"
+        if setting["equal"] == "width"
+        else "depth, and with such a width that their layers have as many parameters as softmax's,"
+    )
     overrides = "".join(f" {text}" for text in setting["overrides"])
     parts = [
         f"On {about['device']} ({about['processor']}), jax {about['jax']}, flax {about['flax']}, zoo {about['zoo']} at "
-        f"{about['commit'] or 'no commit'}, {about['date']}. All variants with the width and depth of "
+        f"{about['commit'] or 'no commit'}, {about['date']}. All variants with the {alike} of "
         f"`{setting['recipe']}`{overrides}, batch {setting['batch_size']}; medians of {setting['repeats']} samples, "
         "the variants of one length in turns; in brackets the speed by that of softmax in the same process. A dash: it "
         "did not run, see below."

@@ -78,6 +78,36 @@ def test_all_variants_have_one_width_and_depth(setting):
     assert (other.variant, other.task.max_len, other.train.batch_size) == ("flowformer", 16, 2)
 
 
+def test_variants_may_have_as_many_parameters_in_place_of_one_width(setting):
+    from benchmarks.lra.efficiency_points import prepare, recipe_of
+
+    setting = dataclasses.replace(setting, equal="parameters", overrides=("model.d_model=32", "model.d_ff=64"))
+    models = {variant: recipe_of(setting, variant, 16).model for variant in ("softmax", "mamba", "itransformer")}
+    assert (models["softmax"].d_model, models["softmax"].d_ff) == (32, 64)
+    assert models["mamba"].d_model < 32
+    assert models["mamba"].d_ff == 2 * models["mamba"].d_model
+    layers = {}
+    for variant, model in models.items():
+        recipe = dataclasses.replace(recipe_of(setting, variant, 16), model=model)
+        layers[variant] = layer_parameters(recipe)
+        wider = dataclasses.replace(model, d_model=model.d_model + 4, d_ff=2 * model.d_model + 8)
+        narrower = dataclasses.replace(model, d_model=model.d_model - 4, d_ff=2 * model.d_model - 8)
+        off = abs(layers[variant] - layers["softmax"])
+        for other in (wider, narrower):
+            assert abs(layer_parameters(dataclasses.replace(recipe, model=other)) - layers["softmax"]) >= off
+    row = prepare(setting, "mamba", "infer", 16).row
+    assert row["d_model"] == models["mamba"].d_model
+
+
+def layer_parameters(recipe):
+    from zoo.functional import Functional, count_parameters
+    from zoo.training.build import make_task, model_maker
+
+    functional = Functional(model_maker(recipe, make_task(recipe).info))
+    params = functional.abstract_params
+    return count_parameters(params.get("encoder", params)["layers"])
+
+
 def row(variant, length, seconds=None, *, kind="train", reason=None, ratio=None, peak=None):
     from benchmarks.lra.efficiency_points import blank_row
 
@@ -195,7 +225,13 @@ def test_tables():
         row("gla", 1024, 0.125, kind="infer"),
         row("gla", 1024, 0.125, kind="decode"),
     ]
-    setting = {"recipe": "lra/small/text", "overrides": ["model.dropout=0"], "batch_size": 1, "repeats": 5}
+    setting = {
+        "recipe": "lra/small/text",
+        "overrides": ["model.dropout=0"],
+        "batch_size": 1,
+        "repeats": 5,
+        "equal": "width",
+    }
     text = to_markdown({"environment": ENVIRONMENT, "setting": setting, "rows": rows})
     for line in (
         "| variant | steps/s 1K | steps/s 2K | steps/s 3K | steps/s 4K | GB 1K | GB 2K | GB 3K | GB 4K |",
