@@ -72,6 +72,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("out", type=Path, metavar="DIR", help="folder of the matrix")
     sub.add_argument("--into", type=Path, default=records.RECORDS, help="folder of the records")
     sub.add_argument("--force", action="store_true", help="also results of a changed checkout")
+    sub.add_argument(
+        "--data-dir", type=Path, help="where data lives, for forecasts (default: $ZOO_DATA or ~/.cache/zoo)"
+    )
     sub = commands.add_parser("sensitivity", help="sum up a grid")
     sub.set_defaults(run=_sensitivity)
     sub.add_argument("out", type=Path, metavar="DIR", help="folder of the matrix")
@@ -142,7 +145,7 @@ def _sum_up(out: Path) -> str:
 
 
 def _records(args: argparse.Namespace) -> int:
-    kept, refused = records.keep_records(args.out, args.into, force=args.force)
+    kept, refused = records.keep_records(args.out, args.into, force=args.force, data_dir=args.data_dir)
     for path in kept:
         print(path)
     for name, reason in refused.items():

@@ -17,17 +17,22 @@ class RecordError(ValueError):
     """A result is not to be kept, or a record is not what was written."""
 
 
-def make_record(out: Path, cell: Mapping[str, Any], *, force: bool = False) -> dict[str, Any]:
+def make_record(
+    out: Path, cell: Mapping[str, Any], *, force: bool = False, data_dir: Path | None = None
+) -> dict[str, Any]:
     """The record of a finished cell: its result, recipe hash, overrides, curve and id, sealed by a digest.
+
+    That of a forecaster also has what it predicted of one window; see `benchmarks.lra.forecasts.example`.
 
     Args:
       out: the matrix's folder.
       cell: of matrix.json.
       force: also where the code was not that of a commit.
+      data_dir: where data lives; None for the default.
 
     Raises:
       RecordError: the run is not finished, is damaged, or has another recipe than the matrix says; or its code was not
-        that of a commit.
+        that of a commit; or a forecast cannot be made again.
     """
     folder = out / cell["folder"]
     try:
@@ -45,6 +50,13 @@ def make_record(out: Path, cell: Mapping[str, Any], *, force: bool = False) -> d
         raise RecordError(f"it was made by {what}, so that nobody can make it again; --force keeps it all the same.")
     body = {name: value for name, value in result.items() if name != "digest"}
     added = {"recipe_hash": found, "overrides": list(cell["overrides"]), "curve": curve(folder, result["metric"])}
+    if recipe.task.name.startswith("forecasting/"):
+        from benchmarks.lra.forecasts import example
+
+        try:
+            added["forecast"] = example(folder, result["select"], data_dir=data_dir)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise RecordError(f"what it forecasts cannot be computed: {error}") from error
     return seal({**body, **added, "id": cell["id"]})
 
 
@@ -76,13 +88,15 @@ def read_records(folder: Path = RECORDS) -> list[dict[str, Any]]:
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
-def keep_records(out: Path, into: Path = RECORDS, *, force: bool = False) -> tuple[list[Path], dict[str, str]]:
+def keep_records(
+    out: Path, into: Path = RECORDS, *, force: bool = False, data_dir: Path | None = None
+) -> tuple[list[Path], dict[str, str]]:
     """Writes the record of every finished cell of a matrix.
 
     Args:
       out: the matrix's folder.
       into: where the records go; one of the same name is replaced.
-      force: see `make_record`.
+      force, data_dir: see `make_record`.
 
     Returns:
       The files, and by the id of a cell why it has none; cells that are not finished are not among those.
@@ -95,7 +109,7 @@ def keep_records(out: Path, into: Path = RECORDS, *, force: bool = False) -> tup
         if cell["state"] != "done":
             continue
         try:
-            record = make_record(out, cell, force=force)
+            record = make_record(out, cell, force=force, data_dir=data_dir)
         except RecordError as error:
             refused[cell["id"]] = str(error)
             continue
