@@ -14,19 +14,23 @@ from pathlib import Path
 
 from benchmarks.lra.reporting.contents import make_contents
 from benchmarks.lra.reporting.page import to_html
+from benchmarks.lra.reporting.pictures import write_pictures
 from benchmarks.lra.reporting.reading import read
 from benchmarks.lra.reporting.records import RecordError
 from benchmarks.lra.reporting.text import to_csv, to_markdown
 from zoo.files import write_text
 
 
-def report(paths: Sequence[str | Path], out: Path, *, allow_old: bool = False) -> list[tuple[str, str]]:
+def report(
+    paths: Sequence[str | Path], out: Path, *, allow_old: bool = False, pictures: Path | None = None
+) -> list[tuple[str, str]]:
     """Writes `out`, and beside it the same with .md and .csv.
 
     Args:
       paths: folders or JSON files, see `benchmarks.lra.reporting.reading.read`.
       out: the page; its name ends in .html.
       allow_old: take records without a recipe hash too, and mark their numbers.
+      pictures: a folder for each plot as an SVG file; None for none.
 
     Returns:
       (what, why) of everything that was left out.
@@ -47,6 +51,8 @@ def report(paths: Sequence[str | Path], out: Path, *, allow_old: bool = False) -
     write_text(out.with_suffix(".csv"), to_csv(contents.groups))
     write_text(out.with_suffix(".md"), to_markdown(contents))
     write_text(out, to_html(contents))
+    if pictures is not None:
+        write_pictures(contents, pictures)
     return list(contents.left_out)
 
 
@@ -60,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", metavar="DIR_OR_RECORDS", help="folders, or JSON files")
     parser.add_argument("--out", type=Path, required=True, help="the page; .md and .csv are written beside it")
     parser.add_argument("--allow-old", action="store_true", help="take records without a recipe hash, and mark them")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also write each plot as an SVG file")
     args = parser.parse_args(arguments)
     try:
-        left_out = report(args.paths, args.out, allow_old=args.allow_old)
+        left_out = report(args.paths, args.out, allow_old=args.allow_old, pictures=args.pictures)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

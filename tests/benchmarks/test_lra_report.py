@@ -421,6 +421,38 @@ def test_a_forecast_that_a_record_holds_is_drawn(write, page):
     assert ">truth</text>" in html
 
 
+def test_plots_are_written_as_files_that_need_nothing_else(write, tmp_path):
+    from xml.etree import ElementTree
+
+    from benchmarks.lra.report import report
+
+    records = [made_record("lra/listops", name, seed=seed) for name in ("softmax", "gla") for seed in (0, 1)]
+    assert not report(
+        [write(*records, efficiency=made_efficiency(("softmax", "gla")))],
+        tmp_path / "r.html",
+        allow_old=True,
+        pictures=tmp_path / "plots",
+    )
+    files = sorted((tmp_path / "plots").iterdir())
+    page = (tmp_path / "r.html").read_text()
+    assert len(files) == page.count("<figure ")
+    assert all(f'<figure id="{path.stem}"' in page for path in files)
+    for path in files:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        left, top, width, height = map(float, root.get("viewBox").split())
+        assert (width, height) == (float(root.get("width")), float(root.get("height")))
+        # Nothing lies beyond the picture's edges, and nothing leads out of it.
+        for text in root.iter("{http://www.w3.org/2000/svg}text"):
+            if text.get("transform"):  # the name of an axis, turned
+                continue
+            assert left <= float(text.get("x")) <= left + width
+            assert top <= float(text.get("y")) <= top + height
+        assert not list(root.iter("{http://www.w3.org/2000/svg}a"))
+        assert "url(" not in path.read_text()
+        assert any((text.text or "").rstrip("*") == "gla" for text in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
 def test_labels_do_not_overlap():
     import random
 

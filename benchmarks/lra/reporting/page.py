@@ -62,7 +62,8 @@ def _style() -> str:
         "@media screen and (prefers-color-scheme: dark) { :root:not([data-theme=light]) {\n" + dark + "} }\n"
         "@media screen { :root[data-theme=dark] {\n" + dark + "} }"
     )
-    return _file("page.css").replace("@DARK@", rules)
+    sheet = _file("page.css").replace("@LIGHT@", _file("light.css")).replace("@PLOTS@", _file("plots.css"))
+    return sheet.replace("@DARK@", rules)
 
 
 def _file(name: str) -> str:
