@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoo import cli
-from zoo.data.builders import pathfinder as builders
+from zoo.data import pathfinder_sets as builders
 from zoo.data.manifest import DataError
 from zoo.data.pathfinder import draw, law
 from zoo.data.pathfinder_check import traced_labels
@@ -57,6 +57,42 @@ def test_registered_and_info():
     assert PathX().folder == Pathfinder(size=128).folder
     assert PathX(size=64).folder == Pathfinder(size=64).folder
     assert Pathfinder(max_len=1024).info.max_len == 1024
+
+
+def test_a_pack_is_the_data_and_needs_no_tfds(data, tmp_path):
+    from zoo.tasks.packing import pack
+
+    whole = task(data)
+    path, _ = pack(whole, tmp_path)
+    packed = Pathfinder("smoke", data_dir=tmp_path, difficulty="easy")
+    assert packed.prepare(progress=False) == path
+    packed.verify()
+    for split in ("train", "validation", "test"):
+        rows = np.arange(len(packed.split(split)))
+        one, two = (each.split(split).gather(rows, 1024) for each in (whole, packed))
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+    assert packed.fingerprint() == whole.fingerprint()
+    assert packed.baselines() == whole.baselines()
+    assert packed.describe()["path"] == str(path)
+    # Fewer to train on; a part of an image, or what no memory holds, is refused.
+    path.unlink()
+    pack(whole, tmp_path, examples=30)
+    cut = Pathfinder("smoke", data_dir=tmp_path, difficulty="easy")
+    assert [len(cut.split(split)) for split in ("train", "validation", "test")] == [30, 20, 20]
+    assert cut.cautions()[0] == "a pack of 30 of 160 training examples"
+    assert cut.fingerprint() != whole.fingerprint()
+    with pytest.raises(ValueError, match="a part of an image has not its label; leave out max_len"):
+        pack(whole, tmp_path, max_len=100)
+
+
+def test_what_no_memory_holds_is_not_packed(data, monkeypatch):
+    from zoo.tasks.lra import pathfinder
+    from zoo.tasks.packing import pack
+
+    monkeypatch.setattr(pathfinder, "_PACKED", 1024 * EXAMPLES - 1)
+    with pytest.raises(ValueError, match=r"lra/pathfinder, size 32, has 0\.0 GB of pixels, too many for a pack"):
+        pack(task(data), data)
 
 
 @pytest.mark.parametrize(

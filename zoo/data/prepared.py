@@ -19,11 +19,13 @@ class Prepared:
       root: the folder of all data.
       name: the data set's folder below it, as in "lra_text/1.0.0".
       mend: the command that makes the folder.
+      feature: what the rows of bytes are called in it.
     """
 
     root: Path
     name: str
     mend: str
+    feature: str = "tokens"
 
     @property
     def folder(self) -> Path:
@@ -76,7 +78,7 @@ class Prepared:
             return read_pack(self.pack, split)
         from zoo.data.builders.base import read_ragged
 
-        return read_ragged(self.folder, split, mend=self.mend)
+        return read_ragged(self.folder, split, mend=self.mend, tokens=self.feature)
 
     @property
     def bytes(self) -> int:

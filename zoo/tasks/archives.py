@@ -1,7 +1,6 @@
 """Classification of what a publisher's archive holds: what such tasks share."""
 
 import abc
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from zoo.data.manifest import DataError
 from zoo.registry import did_you_mean
 from zoo.tasks.base import SPLITS, Split
+from zoo.tasks.prepared import PreparedTask, cut_caution
 from zoo.tasks.shortcuts import ShortcutTask, length_percentiles
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     last: int = 100
 
 
-class ArchiveTask(ShortcutTask):
+class ArchiveTask(PreparedTask, ShortcutTask):
     """A task whose rows of bytes are prepared from an archive. A subclass sets `info`, names its sources and loads.
 
     Args:
@@ -53,7 +53,6 @@ class ArchiveTask(ShortcutTask):
             raise ValueError(f"{self.name} has no source {source!r}. {did_you_mean(source, self.parts)}")
         self.source, self._data_dir, self._archive = source, data_dir, archive
         self._stored: dict[str, RaggedSource] = {}
-        self._splits: dict[str, Source] = {}
 
     @abc.abstractmethod
     def _builder(self) -> type["ArchiveBuilder"]:
@@ -75,63 +74,17 @@ class ArchiveTask(ShortcutTask):
 
         return Prepared(data_dir(self._data_dir), self.dataset, f"zoo data prepare {self.name}")
 
-    @property
-    def folder(self) -> Path:
-        """Where the prepared data lies, if it is not packed."""
-        return self.prepared.folder
-
-    def is_prepared(self) -> bool:
-        """Whether the data is there and whole: all files, with the right sizes."""
-        try:
-            self._manifest()
-        except DataError:
-            return False
-        return True
-
-    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Fetches the archive, checks it and writes what is needed of it; does nothing where that is done.
-
-        Raises:
-          DataError: the archive is missing and cannot be fetched, damaged or another; damaged files, or no room on the
-            disk. The message says what to do.
-        """
-        if self.prepared.packed:
-            self._manifest()
-            return self.prepared.pack
+    def _build(self, **options: Any) -> Path:
         from zoo.data.builders.archives import prepare
 
-        return prepare(self._builder(), self._data_dir, archive=self._archive, progress=progress)
+        del options["workers"]  # one reads the archive
+        return prepare(self._builder(), self._data_dir, archive=self._archive, **options)
 
-    def verify(self) -> None:
-        """Computes the SHA-256 of every file.
+    def _read_split(self, name: Split) -> "Source":
+        return self._source(*self._rows(name))
 
-        Raises:
-          DataError: a file differs from the manifest; the message names it.
-        """
-        self._manifest(verify=True)
-
-    def split(self, name: Split) -> "Source":
-        """The examples of a split, in memory; read once per task object.
-
-        Raises:
-          ValueError: unknown split.
-          DataError: the data is not prepared, or damaged.
-        """
-        if name not in SPLITS:
-            raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(SPLITS)}.")
-        if name not in self._splits:
-            self._splits[name] = self._source(*self._rows(name))
-        return self._splits[name]
-
-    def fingerprint(self) -> str:
-        """The start of the SHA-256 over the source and the checksums of the stored examples.
-
-        Raises:
-          DataError: the data is not prepared, or damaged.
-        """
-        stored = self._manifest()["splits"]
-        text = [f"{name} {self.parts[self.source][name]} {stored[self._part(name).stored]}" for name in SPLITS]
-        return hashlib.sha256("\n".join(text).encode()).hexdigest()[:16]
+    def _content(self, name: Split) -> str:
+        return f"{self.parts[self.source][name]} {self._manifest()['splits'][self._part(name).stored]}"
 
     def cautions(self) -> list[str]:
         """What must be said with every result: that the archive is not known to be its publisher's.
@@ -140,8 +93,7 @@ class ArchiveTask(ShortcutTask):
           DataError: the data is not prepared, or damaged.
         """
         manifest = self._manifest()
-        cut = manifest.get("cut", {})
-        found = [f"a pack of {cut['train']:,} of {cut['of']:,} training examples"] if "train" in cut else []
+        found = cut_caution(manifest)
         archive = manifest["archive"]
         if archive["verified"]:
             return found
@@ -150,10 +102,6 @@ class ArchiveTask(ShortcutTask):
         else:
             why = "its checksum is not the publisher's" if "sha256" in archive else "a folder has no checksum"
         return [*found, f"unverified data: {archive['name']} passed the checks of its content, but {why}"]
-
-    def stored_splits(self) -> tuple[str, ...]:
-        """The names under which rows are stored."""
-        return tuple(self._manifest()["splits"])
 
     def cut(
         self, splits: dict[str, "RaggedSource"], *, examples: int | None, max_len: int | None
@@ -186,9 +134,7 @@ class ArchiveTask(ShortcutTask):
             "cautions": self.cautions(),
             "max_len": self.info.max_len,
             "splits": {name: self._summary(name) for name in SPLITS},
-            "path": str(self.prepared.path),
-            "bytes": self.prepared.bytes,
-            "checksum": manifest["digest"],
+            **self._facts(),
         }
 
     def _summary(self, split: Split) -> dict[str, Any]:
@@ -225,6 +171,3 @@ class ArchiveTask(ShortcutTask):
 
     def _tokens(self, split: Split) -> Any:
         return self._source(*self._rows(split), tokens=True)
-
-    def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
-        return self.prepared.manifest(verify=verify)

@@ -16,21 +16,13 @@ import tensorflow_datasets as tfds
 
 from zoo.data.archives import tfds_order
 from zoo.data.builders.base import RecordRows, read_ragged
-from zoo.data.builders.pathfinder import (
-    BUILDERS,
-    PathfinderConfig,
-    dataset_folder,
-    get_config,
-    labels_path,
-    open_dataset,
-    prepare,
-    split_bounds,
-)
+from zoo.data.builders.pathfinder import BUILDERS, prepare
 from zoo.data.chunks import chunk_path
 from zoo.data.manifest import DataError
 from zoo.data.pathfinder import DIFFICULTIES, SIZES, draw, law
 from zoo.data.pathfinder_draw import draw_images, read_images
 from zoo.data.pathfinder_published import FOLDERS, read_png
+from zoo.data.pathfinder_sets import PathfinderConfig, get_config, labels_path, open_dataset, prepared, split_bounds
 
 CONFIG = PathfinderConfig(name="tiny", difficulty="easy", examples=120, chunk_size=25)
 
@@ -91,7 +83,7 @@ def test_configurations():
 def test_contents_are_the_draws_in_order(tiny):
     assert [path.name for path in tiny.iterdir()] == ["lra_pathfinder32"]
     assert [path.name for path in (tiny / "lra_pathfinder32").iterdir()] == ["tiny"]
-    folder = dataset_folder(32, CONFIG, tiny)
+    folder = prepared(32, CONFIG, tiny).folder
     drawing = draw(law(32, "easy"), 0, range(120))
     for split, (first, last) in split_bounds(120).items():
         source = read_ragged(folder, split, mend="", tokens="image")
@@ -136,7 +128,7 @@ b.prepare(32, b.PathfinderConfig(name="tiny", difficulty="easy", examples=120, c
     process.wait()
     kept = [file for file in tmp_path.rglob("chunk-*") if len(file.name) == len("chunk-000000")]
     assert 0 < len(kept) < 5
-    assert not dataset_folder(32, CONFIG, tmp_path).exists()
+    assert not prepared(32, CONFIG, tmp_path).folder.exists()
     kept[0].write_bytes(b"damaged")
     prepare(32, CONFIG, tmp_path, workers=1)
     assert "images were finished before" in capfd.readouterr().err
@@ -159,7 +151,7 @@ def test_damage_and_other_laws_are_noticed(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     with pytest.raises(DataError, match=r"made with seed = 0, not 1.*zoo data prepare lra/pathfinder/full size=32"):
         open_dataset(32, dataclasses.replace(CONFIG, seed=1), tmp_path)
-    folder = dataset_folder(32, CONFIG, tmp_path)
+    folder = prepared(32, CONFIG, tmp_path).folder
     file = next(folder.glob("*train.array_record*"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -173,7 +165,7 @@ def test_damage_and_other_laws_are_noticed(tiny, tmp_path):
 
 def test_damaged_records_are_named(tiny, tmp_path):
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    folder = dataset_folder(32, CONFIG, tmp_path)
+    folder = prepared(32, CONFIG, tmp_path).folder
     rows = RecordRows(folder, "train", "image", mend="zoo data prepare x")
     file = next(folder.glob("*train.array_record*"))
     file.write_bytes(file.read_bytes()[:70000])
@@ -247,7 +239,7 @@ def test_a_wrong_release_is_refused(tmp_path, change, message):
     file.write_text(change(file.read_text()), encoding="utf-8")
     with pytest.raises(DataError, match=message):
         prepare(32, get_config(32, "hard", "published"), tmp_path / "data", archive=tmp_path, progress=False)
-    assert not dataset_folder(32, get_config(32, "hard", "published"), tmp_path / "data").exists()
+    assert not prepared(32, get_config(32, "hard", "published"), tmp_path / "data").folder.exists()
 
 
 def test_pictures_of_another_kind_are_refused(tmp_path):

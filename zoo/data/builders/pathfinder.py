@@ -1,92 +1,40 @@
 """Pathfinder as TFDS data sets, one for each size: drawn here (`full`, `smoke`), or read from the release."""
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from zoo.data.builders.base import StableBuilder, quiet_tfds, tidy
-from zoo.data.manifest import DataError, clear_disk_errors, exclusive, read_manifest
-from zoo.data.pathfinder import DIFFICULTIES, GENERATOR_VERSION, SIZES, Difficulty, law
+from zoo.data.manifest import DataError, clear_disk_errors, exclusive
+from zoo.data.pathfinder import SIZES, law
 from zoo.data.pathfinder_draw import draw_images, read_images
-from zoo.data.pathfinder_published import EXAMPLES, Record, find_published, list_published, read_png
+from zoo.data.pathfinder_published import Record, find_published, list_published, read_png
+from zoo.data.pathfinder_sets import (
+    VERSION,
+    PathfinderConfig,
+    configs,
+    labels_path,
+    open_dataset,
+    origin_facts,
+    prepared,
+    split_bounds,
+)
 from zoo.data.paths import data_dir as default_data_dir
 from zoo.data.progress import Progress
 
-Origin = Literal["full", "smoke", "published"]
-ORIGINS: tuple[Origin, ...] = ("full", "smoke", "published")
-_SMOKE = {32: 5_000, 64: 1_000, 128: 1_000, 256: 1_000}
 _REPORT_EVERY = 250
 _TEXT = """\
 Pathfinder (Linsley et al. 2018, arXiv:1805.08315; Kim et al. 2020, arXiv:1906.01558) as in the Long Range Arena (Tay et
 al. 2020, arXiv:2011.04006): two long dashed curves among short ones, and two discs at ends of them. The label is 1
 where both discs are on the same curve, else 0."""
-
-
-@dataclasses.dataclass
-class PathfinderConfig(tfds.core.BuilderConfig):
-    """One data set of Pathfinder.
-
-    Attributes:
-      difficulty: "easy", "intermediate" or "hard", which is the Long Range Arena's.
-      origin: "full" (200,000 images, drawn here), "smoke" (a few of the same), or "published" (the release's files).
-      examples: how many images are drawn; 80 % of them are for training, 10 % for validation and for test.
-      seed: of the generator.
-      chunk_size: images that are drawn, and kept when the work is interrupted, at once.
-    """
-
-    difficulty: Difficulty = "hard"
-    origin: Origin = "full"
-    examples: int = EXAMPLES
-    seed: int = 0
-    chunk_size: int = 250
-
-    @property
-    def published(self) -> bool:
-        """Whether the release is read."""
-        return self.origin == "published"
-
-
-def get_config(size: int, difficulty: Difficulty = "hard", origin: str = "full", seed: int = 0) -> PathfinderConfig:
-    """The configuration of a set; a seed other than 0 is another data set beside it.
-
-    Raises:
-      ValueError: there is no such set.
-    """
-    law(size, difficulty)
-    if origin not in ORIGINS:
-        raise ValueError(f"Pathfinder has no source {origin!r}; there are {', '.join(ORIGINS)}.")
-    return _config(size, difficulty, origin, seed)
-
-
-@functools.cache  # TFDS wants its own configurations back, not equal ones
-def _config(size: int, difficulty: Difficulty, origin: Any, seed: int) -> PathfinderConfig:
-    name = difficulty if origin == "full" else f"{difficulty}_{origin}"
-    if seed and origin != "published":
-        name += f"_seed{seed}"
-    return PathfinderConfig(
-        name=name,
-        description=f"Curves of {DIFFICULTIES[difficulty]} paddles, {origin}.",
-        difficulty=difficulty,
-        origin=origin,
-        examples=_SMOKE[size] if origin == "smoke" else EXAMPLES,
-        seed=0 if origin == "published" else seed,
-    )
-
-
-def _configs(size: int) -> list[PathfinderConfig]:
-    return [
-        get_config(size, difficulty, origin) for difficulty in ("hard", "intermediate", "easy") for origin in ORIGINS
-    ]
 
 
 class PathfinderBuilder(StableBuilder):
@@ -101,7 +49,7 @@ class PathfinderBuilder(StableBuilder):
     """
 
     SIZE: int
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSION)
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = "For `published`: put the folder pathfinder<size> of lra_release.gz into manual_dir."
 
@@ -204,76 +152,34 @@ class LraPathfinder32(PathfinderBuilder):
     """Pathfinder of 32 x 32 pixels."""
 
     SIZE = 32
-    BUILDER_CONFIGS = _configs(32)
+    BUILDER_CONFIGS = configs(32)
 
 
 class LraPathfinder64(PathfinderBuilder):
     """Pathfinder of 64 x 64 pixels."""
 
     SIZE = 64
-    BUILDER_CONFIGS = _configs(64)
+    BUILDER_CONFIGS = configs(64)
 
 
 class LraPathfinder128(PathfinderBuilder):
     """Path-X: Pathfinder of 128 x 128 pixels."""
 
     SIZE = 128
-    BUILDER_CONFIGS = _configs(128)
+    BUILDER_CONFIGS = configs(128)
 
 
 class LraPathfinder256(PathfinderBuilder):
     """Pathfinder of 256 x 256 pixels."""
 
     SIZE = 256
-    BUILDER_CONFIGS = _configs(256)
+    BUILDER_CONFIGS = configs(256)
 
 
 BUILDERS: dict[int, type[PathfinderBuilder]] = {
     builder.SIZE: builder for builder in (LraPathfinder32, LraPathfinder64, LraPathfinder128, LraPathfinder256)
 }
 assert tuple(BUILDERS) == SIZES
-
-
-def labels_path(folder: Path, split: str) -> Path:
-    """The file with the labels of a split alone, uint8 [N], so that they can be had without the images."""
-    return folder / f"labels-{split}.npy"
-
-
-def split_bounds(examples: int) -> dict[str, tuple[int, int]]:
-    """First and one past the last example of each split: 80, 10 and 10 %, as TFDS cuts."""
-    first, second = round(0.8 * examples), round(0.9 * examples)
-    return {"train": (0, first), "validation": (first, second), "test": (second, examples)}
-
-
-def origin_facts(size: int, config: PathfinderConfig) -> dict[str, Any]:
-    """All that the data depends on."""
-    if config.published:
-        return {"origin": "published", "difficulty": config.difficulty}
-    return {
-        "origin": "generated",
-        "difficulty": config.difficulty,
-        "law": {
-            **dataclasses.asdict(law(size, config.difficulty)),
-            "margins": list(law(size, config.difficulty).margins),
-        },
-        "examples": config.examples,
-        "seed": config.seed,
-        "generator_version": GENERATOR_VERSION,
-    }
-
-
-def dataset_folder(size: int, config: PathfinderConfig, data_dir: Path | str | None = None) -> Path:
-    """Where the prepared data set lies."""
-    builder = BUILDERS[size]
-    return default_data_dir(data_dir) / builder.name / config.name / str(builder.VERSION)
-
-
-def prepare_command(size: int, config: PathfinderConfig) -> str:
-    """The command that makes the data set, for messages."""
-    command = f"zoo data prepare lra/pathfinder/{config.origin} size={size}"
-    if config.difficulty != "hard":
-        command += f" difficulty={config.difficulty}"
-    return command + (f" --seed {config.seed}" if config.seed else "")
 
 
 def prepare(
@@ -305,7 +211,7 @@ def prepare(
       DataError: files found there are damaged, released files are missing or wrong, or the disk does not allow it.
       ModuleNotFoundError: numba (to draw) or Pillow (to read the release) is not installed.
     """
-    folder, root = dataset_folder(size, config, data_dir), default_data_dir(data_dir)
+    folder, root = prepared(size, config, data_dir).folder, default_data_dir(data_dir)
     key = hashlib.sha256(repr(sorted(origin_facts(size, config).items())).encode()).hexdigest()[:12]
     work = folder.parent.parent / ".work" / f"{config.name}-{key}"
     if folder.exists():
@@ -340,27 +246,3 @@ def _places(root: Path, archive: Path | str | None) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"archive: there is no folder {path}; unpack lra_release.gz and name the folder that has it.")
     return [path]
-
-
-def open_dataset(
-    size: int, config: PathfinderConfig, data_dir: Path | str | None = None, *, verify: bool = False
-) -> dict[str, Any]:
-    """The manifest of a prepared data set, after checking its files and that they are of this configuration.
-
-    Args:
-      size: of the images.
-      config: what is expected.
-      data_dir: the folder of all data; None for the default.
-      verify: compute the SHA-256 of every file; otherwise sizes are checked, and the sums of small files.
-
-    Raises:
-      DataError: it is missing, damaged, or was made from something else.
-    """
-    folder, mend = dataset_folder(size, config, data_dir), prepare_command(size, config)
-    manifest = read_manifest(folder, mend=mend, verify=verify)
-    for key, value in origin_facts(size, config).items():
-        if manifest.get(key) != value:
-            raise DataError(
-                f"{folder} was made with {key} = {manifest.get(key)}, not {value}. Delete the folder and run `{mend}`."
-            )
-    return manifest

@@ -1,15 +1,15 @@
 """LRA ListOps: the value of a long nested expression, a classification of 500 to 2000 tokens into 10 classes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from zoo.data.listops import END_ID, NUM_CLASSES, OPERATORS, VOCAB_SIZE, ZERO_ID
-from zoo.data.manifest import DataError
 from zoo.data.source import RaggedSource
 from zoo.registry import register_task
-from zoo.tasks.base import SPLITS, ClassificationTask, Split, TaskInfo
+from zoo.tasks.base import ClassificationTask, Split, TaskInfo
+from zoo.tasks.prepared import PreparedTask
 
 if TYPE_CHECKING:
     from zoo.data.prepared import Prepared
@@ -25,7 +25,7 @@ _BLOCK = 4_096
     test_args={"source": "smoke"},
     notes="Sources: full (96,000/2,000/2,000, drawn here), smoke (short), published (the release's files).",
 )
-class ListOps(ClassificationTask):
+class ListOps(PreparedTask, ClassificationTask):
     """LRA's ListOps (Tay et al. 2020, arXiv 2011.04006).
 
     Tokens are ids of `zoo.data.listops.VOCABULARY`, whose order never changes, padded with 0 on the right; no start or
@@ -60,7 +60,6 @@ class ListOps(ClassificationTask):
         self.source = source
         self._config = get_config(source, seed)
         self._data_dir = data_dir
-        self._splits: dict[str, RaggedSource] = {}
         longest = self._config.law.max_length if max_len is None else max_len
         self.info = TaskInfo(inputs="tokens", vocab_size=VOCAB_SIZE, num_classes=NUM_CLASSES, max_len=longest)
 
@@ -71,10 +70,6 @@ class ListOps(ClassificationTask):
 
         return prepared(self._config, self._data_dir)
 
-    def stored_splits(self) -> tuple[Split, ...]:
-        """The names under which expressions are stored."""
-        return SPLITS
-
     def cut(self, splits: Any, *, examples: int | None, max_len: int | None) -> Any:
         """Refuses: another number of expressions is another data set, and one that is cut has another value.
 
@@ -84,73 +79,13 @@ class ListOps(ClassificationTask):
         del splits, examples, max_len
         raise ValueError(f"{self.name} is packed whole only.")
 
-    @property
-    def folder(self) -> Path:
-        """Where the prepared data lies."""
-        return self.prepared.folder
-
-    def is_prepared(self) -> bool:
-        """Whether the data is there and whole: all files, with the right sizes."""
-        try:
-            self._manifest()
-        except DataError:
-            return False
-        return True
-
-    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Draws the expressions, or reads the published files; does nothing where the data is whole.
-
-        Args:
-          progress: report progress on standard error.
-          workers: number of processes; None for one per core. The data does not depend on it.
-
-        Returns:
-          The folder of the data.
-
-        Raises:
-          DataError: damaged or missing files, or no room on the disk; the message says what to do.
-        """
-        if self.prepared.packed:
-            self._manifest()
-            return self.prepared.pack
+    def _build(self, **options: Any) -> Path:
         from zoo.data.builders.listops import prepare
 
-        return prepare(self._config, self._data_dir, workers=workers, progress=progress)
+        return prepare(self._config, self._data_dir, **options)
 
-    def verify(self) -> None:
-        """Computes the SHA-256 of every file.
-
-        Raises:
-          DataError: a file differs from the manifest; the message names it.
-        """
-        self._manifest(verify=True)
-
-    def split(self, name: Split) -> RaggedSource:
-        """The expressions of a split, in memory (1 byte a token); read once per task object.
-
-        Raises:
-          ValueError: unknown split.
-          DataError: the data is not prepared, or damaged.
-        """
-        if name not in SPLITS:
-            raise ValueError(f"ListOps has no split {name!r}; there are {', '.join(SPLITS)}.")
-        if name not in self._splits:
-            # To the last bit, once: that costs a fraction of reading it.
-            self._manifest(verify=not self._splits)
-            self._splits[name] = self.prepared.rows(name)
-        return self._splits[name]
-
-    def fingerprint(self) -> str:
-        """The start of the SHA-256 over the checksums of all splits' examples.
-
-        Raises:
-          DataError: the data is not prepared, or damaged.
-        """
-        import hashlib
-
-        splits = self._manifest()["splits"]
-        digests = [f"{name} {splits[name]['content_sha256']}" for name in SPLITS]
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    def _read_split(self, name: Split) -> RaggedSource:
+        return self.prepared.rows(name)
 
     def baselines(self, split: Split = "test") -> dict[str, float]:
         """Accuracy (0..1) on `split` of three rules without a model, each fitted on the training split.
@@ -160,7 +95,7 @@ class ListOps(ClassificationTask):
           "root_operator_and_leaves": given the first token and its value over those of the root's arguments that are
           plain digits.
         """
-        train, scored = self.split("train"), self.split(split)
+        train, scored = (cast(RaggedSource, self.split(name)) for name in ("train", split))
         train_keys, scored_keys = shortcut_features(train), shortcut_features(scored)
         everything = {"majority": (np.zeros(len(train), int), np.zeros(len(scored), int))}
         for name in train_keys:
@@ -181,9 +116,9 @@ class ListOps(ClassificationTask):
         Raises:
           DataError: the data is not prepared, or damaged.
         """
-        manifest, data = self._manifest(), self.prepared
+        manifest = self._manifest()
         facts = {key: manifest[key] for key in ("dataset", "origin", "seed", "law", "splits") if key in manifest}
-        return {**facts, "path": str(data.path), "bytes": data.bytes, "checksum": manifest["digest"]}
+        return {**facts, **self._facts()}
 
 
 def shortcut_features(source: RaggedSource) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """LRA Pathfinder and Path-X: whether two discs are on the same curve, read pixel by pixel."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,15 +8,19 @@ import numpy as np
 
 from zoo.registry import did_you_mean, register_task
 from zoo.tasks.base import SPLITS, Split, TaskInfo
+from zoo.tasks.prepared import PreparedTask, cut_caution
 from zoo.tasks.shortcuts import ShortcutTask
 
 if TYPE_CHECKING:
     from zoo.data.pathfinder import Drawing
+    from zoo.data.prepared import Prepared
     from zoo.data.rows import PixelSource
+    from zoo.data.source import RaggedSource
 
 # Mean and deviation that bring a pixel to 0..1, as S4 reads them, or to -1..1, as S5 and Mega do.
 _SCALES = {"unit": (0.0, 255.0), "centred": (127.5, 127.5)}
 _IN_MEMORY = 1 << 28
+_PACKED = 1 << 32
 
 
 @register_task(
@@ -31,7 +34,7 @@ _IN_MEMORY = 1 << 28
         "Options size=32|64|128|256, difficulty=easy|intermediate|hard; LRA's are the hard ones."
     ),
 )
-class Pathfinder(ShortcutTask):
+class Pathfinder(PreparedTask, ShortcutTask):
     """LRA's Pathfinder (Tay et al. 2020, arXiv:2011.04006), after Linsley et al. 2018 (arXiv:1805.08315).
 
     Two long dashed curves wind among short ones; a disc is at the start of one and at the end of the same (label 1) or
@@ -77,7 +80,7 @@ class Pathfinder(ShortcutTask):
         black_is_padding: bool = False,
         archive: str | Path | None = None,
     ):
-        from zoo.data.builders.pathfinder import get_config
+        from zoo.data.pathfinder_sets import get_config
 
         if source not in self.sources:
             raise ValueError(f"{self.name} has no source {source!r}. {did_you_mean(source, self.sources)}")
@@ -94,65 +97,47 @@ class Pathfinder(ShortcutTask):
         self._scale = None if inputs == "tokens" else _SCALES[scale]
         self._black_is_padding = bool(black_is_padding)
         self.info = TaskInfo(inputs, vocab_size=256 if inputs == "tokens" else None, num_classes=2, max_len=length)
-        self._splits: dict[str, PixelSource] = {}
 
     @property
-    def folder(self) -> Path:
-        """Where the prepared data lies."""
-        from zoo.data.builders.pathfinder import dataset_folder
+    def prepared(self) -> "Prepared":
+        """The prepared data: a folder, or a pack."""
+        from zoo.data.pathfinder_sets import prepared
 
-        return dataset_folder(self.size, self._config, self._data_dir)
+        return prepared(self.size, self._config, self._data_dir)
 
-    def is_prepared(self) -> bool:
-        """Whether the data is there and whole: all files, with the right sizes."""
-        from zoo.data.manifest import DataError
-
-        try:
-            self._manifest()
-        except DataError:
-            return False
-        return True
-
-    def prepare(self, *, progress: bool = True, workers: int | None = None) -> Path:
-        """Draws the images, or reads the released ones; does nothing where the data is whole.
-
-        Args:
-          progress: report progress on standard error.
-          workers: number of processes; None for one per core. The data does not depend on it.
-
-        Returns:
-          The folder of the data.
+    def _build(self, **options: Any) -> Path:
+        """Draws the images, or reads the released ones.
 
         Raises:
-          DataError: damaged or missing files, or no room on the disk; the message says what to do.
           ModuleNotFoundError: the extra `pathfinder` is not installed.
         """
         from zoo.data.builders.pathfinder import prepare
 
-        options: dict[str, Any] = {"archive": self._archive, "workers": workers, "progress": progress}
-        return prepare(self.size, self._config, self._data_dir, **options)
+        return prepare(self.size, self._config, self._data_dir, archive=self._archive, **options)
 
-    def verify(self) -> None:
-        """Computes the SHA-256 of every file.
-
-        Raises:
-          DataError: a file differs from the manifest; the message names it.
-        """
-        self._manifest(verify=True)
-
-    def split(self, name: Split) -> "PixelSource":
-        """The images of a split: in memory, or where that is more than 256 MB read as they are needed.
+    def stored_splits(self) -> tuple[str, ...]:
+        """The names under which images are stored; for `zoo.tasks.packing.pack`.
 
         Raises:
-          ValueError: unknown split.
-          DataError: the data is not prepared, or damaged.
+          ValueError: a pack is made and read in memory, which these images would fill.
         """
-        if name not in SPLITS:
-            raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(SPLITS)}.")
-        if name not in self._splits:
-            self._manifest(verify=not self._splits)  # to the last bit, once
-            self._splits[name] = self._source(name, self._scale, self._black_is_padding)
-        return self._splits[name]
+        splits = self._manifest()["splits"]
+        total = self.info.max_len * sum(part["examples"] for part in splits.values())
+        if total > _PACKED:
+            raise ValueError(f"{self.name}, size {self.size}, has {total / 1e9:.1f} GB of pixels, too many for a pack.")
+        return tuple(splits)
+
+    def cut(
+        self, splits: dict[str, "RaggedSource"], *, examples: int | None, max_len: int | None
+    ) -> dict[str, "RaggedSource"]:
+        """Fewer training images; for `zoo.tasks.packing.pack`.
+
+        Raises:
+          ValueError: a part of an image has not its label.
+        """
+        if max_len is not None:
+            raise ValueError(f"{self.name}: a part of an image has not its label; leave out max_len.")
+        return splits if examples is None else {**splits, "train": splits["train"].part(0, examples)}
 
     def drawing(self, name: Split, rows: Sequence[int]) -> "Drawing":
         """Some images of a split drawn again, with the curves that they are made of: for studying errors.
@@ -161,8 +146,8 @@ class Pathfinder(ShortcutTask):
           ValueError: unknown split or row, or the images were not drawn here.
           ModuleNotFoundError: numba is not installed.
         """
-        from zoo.data.builders.pathfinder import split_bounds
         from zoo.data.pathfinder import draw, law
+        from zoo.data.pathfinder_sets import split_bounds
 
         if self._config.published:
             raise ValueError(f"{self.name}/published was not drawn here; its curves are not known.")
@@ -174,23 +159,13 @@ class Pathfinder(ShortcutTask):
             raise ValueError(f"{self.name}: {name} has rows 0 to {last - first - 1}, not {wrong[0]}.")
         return draw(law(self.size, self._config.difficulty), self._config.seed, [first + row for row in rows])
 
-    def fingerprint(self) -> str:
-        """The start of the SHA-256 over the checksums of all splits' examples.
-
-        Raises:
-          DataError: the data is not prepared, or damaged.
-        """
-        splits = self._manifest()["splits"]
-        digests = [f"{name} {splits[name]['content_sha256']}" for name in SPLITS]
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-
     def cautions(self) -> list[str]:
         """What must be said with every result: an easier set than LRA's, or released files that nobody can check.
 
         Raises:
           DataError: the data is not prepared, or damaged.
         """
-        found = []
+        found = cut_caution(self._manifest())
         if self.difficulty != "hard":
             found.append(f"the {self.difficulty} set; LRA's results are on the hard one")
         if self._config.published:
@@ -215,29 +190,31 @@ class Pathfinder(ShortcutTask):
         """
         manifest = self._manifest()
         facts = {key: manifest[key] for key in ("dataset", "origin", "seed", "law", "splits") if key in manifest}
-        size = sum(entry["bytes"] for entry in manifest["files"].values())
-        where = {"path": str(self.folder), "bytes": size, "checksum": manifest["digest"]}
-        return {**facts, "cautions": self.cautions(), **where}
+        return {**facts, "cautions": self.cautions(), **self._facts()}
+
+    def _read_split(self, name: Split) -> "PixelSource":
+        return self._source(name, self._scale, self._black_is_padding)
 
     def _source(self, name: Split, scale: tuple[float, float] | None, black_is_padding: bool) -> "PixelSource":
-        from zoo.data.builders.base import RecordRows, read_ragged
-        from zoo.data.builders.pathfinder import labels_path, prepare_command
+        from zoo.data.pathfinder_sets import labels_path
         from zoo.data.rows import LazyPixelSource, PixelSource
 
-        labels = np.load(labels_path(self.folder, name))
-        mend = prepare_command(self.size, self._config)
-        options: dict[str, Any] = {"scale": scale, "black_is_padding": black_is_padding}
-        if len(labels) * self.info.max_len > _IN_MEMORY:
-            rows = RecordRows(self.folder, name, "image", mend=mend)
-            return LazyPixelSource(rows, self.info.max_len, labels, **options)
-        pixels = read_ragged(self.folder, name, mend=mend, tokens="image").tokens
-        return PixelSource(pixels.reshape(len(labels), -1), labels, **options)
+        data, options = self.prepared, {"scale": scale, "black_is_padding": black_is_padding}
+        if not data.packed:
+            labels = np.load(labels_path(data.folder, name))
+            if len(labels) * self.info.max_len > _IN_MEMORY:
+                from zoo.data.builders.base import RecordRows
+
+                rows = RecordRows(data.folder, name, data.feature, mend=data.mend)
+                return LazyPixelSource(rows, self.info.max_len, labels, **options)
+        rows = data.rows(name)
+        return PixelSource(rows.tokens.reshape(len(rows), -1), rows.labels, **options)
 
     def _tokens(self, split: Split) -> "PixelSource":
         self.split(split)  # which checks the files
         return self._source(split, None, False)
 
     def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
-        from zoo.data.builders.pathfinder import open_dataset
+        from zoo.data.pathfinder_sets import open_dataset
 
         return open_dataset(self.size, self._config, self._data_dir, verify=verify)
