@@ -1,0 +1,231 @@
+"""The one module that touches Pallas' backend for Hopper, Mosaic GPU, whose API changes from one JAX to the next.
+
+A kernel here is a function of references that one warpgroup (128 threads) of a CUDA block runs; its values are arrays
+spread over the threads' registers by a layout. What follows hides what differs between JAX 0.10 and 0.12, and between
+a device and the interpreter on a CPU, which knows no layouts::
+
+    def body(x, y, tile, arrived):
+        copy_in(x.at[pl.ds(0, 64)], tile, arrived)
+        plgpu.barrier_wait(arrived)
+        store(y, 2 * load(tile, MATRIX))
+
+    launch(body, out=(jax.ShapeDtypeStruct(...),), grid=(1,), grid_names=("i",), scratch=(SMEM(...), barrier()))(x)
+
+Where such a kernel runs is asked with `unavailable`; `interpreted` runs it anywhere, slowly, and `exporting` lets it be
+lowered for a GPU where there is none. Importing this module imports the unstable API, so implementations that need it
+are imported when they are called for.
+"""
+
+import contextlib
+import contextvars
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from zoo.typing import Array
+
+__all__ = [
+    "COLUMNS",
+    "MATRIX",
+    "ROWS",
+    "SMEM",
+    "barrier",
+    "cast",
+    "copy_in",
+    "exporting",
+    "interpreted",
+    "interpreting",
+    "launch",
+    "load",
+    "pl",
+    "plgpu",
+    "require",
+    "store",
+    "unavailable",
+    "usable",
+]
+
+# The compute capability from which on the kernels' copies (TMA) and products (WGMMA) exist.
+_CAPABILITY = (9, 0)
+
+SMEM = plgpu.SMEM
+# [M, K] with M a multiple of 64 and K of 8: a warp has 16 of every 64 rows, and 4 of its threads share each of them.
+MATRIX = plgpu.Layout.WGMMA
+# [M], one value per row of a MATRIX, and [K], one value per column: what sums of a MATRIX over an axis have.
+ROWS = MATRIX.reduce(1)
+COLUMNS = MATRIX.reduce(0)
+
+_interpreting: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreting", default=False)
+_exporting: contextvars.ContextVar[bool] = contextvars.ContextVar("exporting", default=False)
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Kernels that are traced inside run in Pallas' interpreter, on a CPU: for tests, a few milliseconds per tile.
+
+    What was traced before keeps its way: `jax.jit` a new function inside.
+    """
+    token = _interpreting.set(True)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Kernels that are traced inside are for another machine's GPU (`jax.export`), so none is required here.
+
+    Without a GPU in the process Mosaic GPU takes the target to be sm_90.
+    """
+    token = _exporting.set(True)
+    try:
+        yield
+    finally:
+        _exporting.reset(token)
+
+
+def interpreting() -> bool:
+    """Whether `interpreted` is in force."""
+    return _interpreting.get()
+
+
+def unavailable() -> str | None:
+    """Why kernels cannot run on the default device, or None where they can."""
+    if interpreting() or _exporting.get():
+        return None
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "cuda"):
+        return f"the default device is a {device.platform.upper()}, not a GPU of compute capability 9.0 or more"
+    capability = getattr(device, "compute_capability", None)
+    try:
+        found = tuple(int(part) for part in str(capability).split("."))
+    except ValueError:
+        return f"{device.device_kind} has no CUDA compute capability"
+    if found < _CAPABILITY:
+        return f"{device.device_kind} has compute capability {capability}; 9.0 (Hopper) or more is needed"
+    return None
+
+
+def require(op: str) -> None:
+    """Raises RuntimeError, with the reason, where `op` was asked to run a kernel and none can run."""
+    reason = unavailable()
+    if reason:
+        raise RuntimeError(
+            f"{op} has implementation='mosaic_gpu' for Hopper GPUs only: {reason}. None chooses what suits this device."
+        )
+
+
+def usable(op: str, unsupported: str | None = None) -> bool:
+    """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.
+
+    Args:
+      op: the op's name, for the log.
+      unsupported: why the kernel of `op` does not take these arguments, or None.
+    """
+    reason = unavailable() or unsupported
+    if reason:
+        _log_once(f"{op} runs by XLA instead of its kernel: {reason}.")
+    return not reason
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _logger.warning(message)
+
+
+def launch(
+    body: Callable[..., None],
+    *,
+    out: Sequence[jax.ShapeDtypeStruct],
+    grid: tuple[int, ...],
+    grid_names: tuple[str, ...],
+    scratch: Sequence[Any] = (),
+    name: str,
+    approx_math: bool = True,
+    semantics: str | None = None,
+    **options: Any,
+) -> Callable[..., tuple[Array, ...]]:
+    """`body` as a function of arrays that runs one CUDA block per point of the grid.
+
+    Args:
+      body: takes a reference per input (in device memory), per output and per element of `scratch`, in this order.
+      out: shapes and dtypes of the outputs.
+      grid: blocks along each axis.
+      grid_names: names of these axes, for `jax.lax.axis_index` in `body`.
+      scratch: what a block has to itself: `SMEM(shape, dtype)`, `barrier()`.
+      name: of the kernel, in profiles.
+      approx_math: `exp2`, `log` and `rsqrt` by the special function unit, to 2 ulp or so, instead of exactly.
+      semantics: "lane" or "warpgroup", who decides on layouts: the code, or an inference over it. None for "lane".
+      options: further arguments of `plgpu.CompilerParams`, and `num_threads`, `thread_name`, `cluster`,
+        `cluster_names` of the launch.
+
+    Returns:
+      A function of the inputs that returns a tuple of the outputs.
+    """
+    launching = {
+        key: options.pop(key) for key in ("num_threads", "thread_name", "cluster", "cluster_names") if key in options
+    }
+    chosen = {"lane": "Lane", "warpgroup": "Warpgroup"}[semantics or "lane"]
+    parameters = plgpu.CompilerParams(
+        approx_math=approx_math, lowering_semantics=getattr(plgpu.LoweringSemantics, chosen), **options
+    )
+    return plgpu.kernel(
+        body,
+        out_type=tuple(out),
+        scratch_types=tuple(scratch),
+        compiler_params=parameters,
+        grid=grid,
+        grid_names=grid_names,
+        kernel_name=name,
+        interpret=_interpreter() if interpreting() else None,
+        **launching,
+    )
+
+
+def _interpreter() -> Any:
+    public = getattr(plgpu, "InterpretGPUParams", None)
+    if public is not None:
+        return public()
+    # JAX 0.10 has the interpreter, but not under a public name.
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams()
+
+
+def barrier(arrivals: int = 1, count: int = 1) -> Any:
+    """A scratch type: `count` barriers, each of which completes after that many copies."""
+    return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
+
+
+def copy_in(source: Any, target: Any, arrived: Any) -> None:
+    """Starts a copy from device memory to shared memory, at whose end `arrived` counts one arrival."""
+    plgpu.copy_gmem_to_smem(source, target, arrived)
+
+
+def load(ref: Any, layout: Any) -> Array:
+    """The values of `ref` (or of a part, `ref.at[...]`), in shared or device memory, spread over the threads so."""
+    if interpreting():
+        return ref[...]
+    if hasattr(plgpu, "store"):  # since JAX 0.12, with `load` by reference alone
+        return plgpu.load(ref, layout=layout, optimized=False)
+    return plgpu.load(ref, (), layout=layout, optimized=False)
+
+
+def store(ref: Any, value: Array) -> None:
+    """Writes `value` to `ref` (or to a part, `ref.at[...]`); the threads wait for each other before and after."""
+    if interpreting() or not hasattr(plgpu, "store"):
+        ref[...] = value
+    else:
+        getattr(plgpu, "store")(ref, value, optimized=False)  # noqa: B009, unknown to the types of JAX 0.10
+
+
+def cast(value: Array, layout: Any) -> Array:
+    """`value`, spread over the threads so."""
+    return value if interpreting() else plgpu.layout_cast(value, layout)
