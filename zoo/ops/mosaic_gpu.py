@@ -38,6 +38,7 @@ __all__ = [
     "barrier",
     "cast",
     "copy_in",
+    "copy_out",
     "exporting",
     "interpreted",
     "interpreting",
@@ -46,8 +47,11 @@ __all__ = [
     "pl",
     "plgpu",
     "products",
+    "read_out",
     "require",
     "store",
+    "synchronise",
+    "tiled",
     "transposed",
     "unavailable",
     "usable",
@@ -218,21 +222,55 @@ def copy_in(source: Any, target: Any, arrived: Any) -> None:
     plgpu.copy_gmem_to_smem(source, target, arrived)
 
 
-def load(ref: Any, layout: Any) -> Array:
-    """The values of `ref` (or of a part, `ref.at[...]`), in shared or device memory, spread over the threads so."""
+def copy_out(source: Any, target: Any) -> None:
+    """Starts a copy from shared memory to device memory of what the threads wrote before `synchronise`."""
+    plgpu.copy_smem_to_gmem(source, target)
+
+
+def read_out() -> None:
+    """Waits until every `copy_out` has read its source, so that it may be written again after `synchronise`."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def synchronise() -> None:
+    """The block's threads wait for each other; what they wrote to shared memory is there for them and for copies."""
+    plgpu.commit_smem()
+
+
+def tiled(tiles: Sequence[tuple[int, ...]], warps: tuple[int, ...], lanes: tuple[int, ...]) -> Any:
+    """A layout of its own, in the terms of Mosaic GPU.
+
+    Args:
+      tiles: an array is cut into tiles of the first shape, the last axes of these into tiles of the second, and so on.
+      warps: the axes, counted from the last, of what results that the 4 warps share out.
+      lanes: those that the 32 threads of a warp share out. The last axis stays with a thread; all others are repeated.
+    """
+    return plgpu.Layout.TILED(plgpu.Tiling(tuple(tiles)), warp_dims=warps, lane_dims=lanes, vector_dim=-1)
+
+
+def load(ref: Any, layout: Any = None) -> Array:
+    """The values of `ref` (or of a part, `ref.at[...]`), in shared or device memory, spread over the threads so.
+
+    Without a layout consecutive values go to consecutive threads; their number is a multiple of 128.
+    """
     if interpreting():
         return ref[...]
+    api: Any = plgpu  # the types are those of the JAX at hand
     if hasattr(plgpu, "store"):  # since JAX 0.12, with `load` by reference alone
-        return plgpu.load(ref, layout=layout, optimized=False)
-    return plgpu.load(ref, (), layout=layout, optimized=False)
+        return api.load(ref, layout=layout, optimized=False)
+    return api.load(ref, (), layout=layout, optimized=False)
 
 
 def store(ref: Any, value: Array) -> None:
-    """Writes `value` to `ref` (or to a part, `ref.at[...]`); the threads wait for each other before and after."""
+    """Writes `value` to `ref` (or to a part, `ref.at[...]`); the threads wait for each other before and after.
+
+    They do not wait if the kernel was launched with `unsafe_no_auto_barriers`; then `synchronise` is the caller's duty.
+    """
+    api: Any = plgpu
     if interpreting() or not hasattr(plgpu, "store"):
         ref[...] = value
     else:
-        getattr(plgpu, "store")(ref, value, optimized=False)  # noqa: B009, unknown to the types of JAX 0.10
+        api.store(ref, value, optimized=False)
 
 
 def cast(value: Array, layout: Any) -> Array:
