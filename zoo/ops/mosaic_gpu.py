@@ -135,14 +135,15 @@ def require(op: str, *, wgmma: bool = False) -> None:
         )
 
 
-def usable(op: str, unsupported: str | None = None) -> bool:
+def usable(op: str, unsupported: str | None = None, *, wgmma: bool = False) -> bool:
     """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.
 
     Args:
       op: the op's name, for the log.
       unsupported: why the kernel of `op` does not take these arguments, or None.
+      wgmma: as in `unavailable`.
     """
-    reason = unavailable() or unsupported
+    reason = unavailable(wgmma=wgmma) or unsupported
     if reason:
         _log_once(f"{op} runs by XLA instead of its kernel: {reason}.")
     return not reason

@@ -11,11 +11,17 @@ from zoo.ops.segments import segment_starts
 from zoo.typing import Array, Bool, Float, Int
 
 
+# Imported where they are called, as nothing else needs Pallas, and its API for GPUs may change.
 def _by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    # Imported here, as nothing else needs Pallas, and its API for GPUs may change.
     from zoo.ops.gated_delta_rule import hopper
 
     return hopper.run(problem, marks, options)
+
+
+def _by_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.gated_delta_rule import hopper
+
+    return hopper.run_or_xla(problem, marks, options)
 
 
 _TABLE = {
@@ -23,6 +29,7 @@ _TABLE = {
     "xla_sequential": xla.by_token,
     "xla_chunked": xla.by_chunks,
     "mosaic_gpu": _by_kernels,
+    "mosaic_gpu_or_xla": _by_kernels_or_xla,
     "reference": reference.run,
 }
 _KINDS = {jnp.floating: "floating point numbers", jnp.bool_: "booleans, True at real tokens", jnp.integer: "integers"}
@@ -74,7 +81,8 @@ def gated_delta_rule(
         "xla", which is also None: chunked, except on a CPU where no gradient is taken and the states are small.
         "mosaic_gpu": the recurrence over chunks, forward and back, by kernels for Hopper GPUs, the rest by XLA. It
         takes K = 64 or 128, V a multiple of 64 and no float64. Products are of numbers of 8 bits where q, k and v are
-        bfloat16 (results right to about 4e-3), else of 16 (1e-5). Never chosen by None: it has not been timed yet.
+        bfloat16 (results right to about 4e-3), else of 16 (1e-5). "mosaic_gpu_or_xla": the same where it can run, else
+        "xla", and the log says why. Neither is chosen by None: they have not been timed yet.
       chunk_size: tokens per chunk; None for what is best on the platform. It changes speed and memory, not the result.
         "mosaic_gpu" has chunks of 64.
 

@@ -1,6 +1,5 @@
 """From the operands of `selective_scan` to those of the kernels and back."""
 
-import jax
 import jax.numpy as jnp
 
 from zoo.ops.selective_scan import fast_math

@@ -3,21 +3,25 @@
 Forward, XLA makes T and Q K^T ∘ D of all chunks, 64 x 64 numbers each, and one kernel the outputs. For the gradients
 nothing but the inputs is kept: the states before the chunks are computed again, by a second kernel, a third goes back
 through the chunks, and XLA makes the gradients of the inputs from theirs, a block of chunks at a time. The kernels, and
-how they round, are in `hopper_kernels`.
+how they round, are in `kernels`.
 """
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.custom_batching
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_gpu
 from zoo.ops.gated_delta_rule import chunk as one
-from zoo.ops.gated_delta_rule import chunked
-from zoo.ops.gated_delta_rule import hopper_kernels as kernels
+from zoo.ops.gated_delta_rule import chunked, xla
 from zoo.ops.gated_delta_rule.chunked import Plan
 from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, inverse_norm, where
+from zoo.ops.gated_delta_rule.hopper import kernels
+from zoo.ops.gated_delta_rule.hopper.loop import CHUNK, VALUES
 from zoo.typing import Array
 
 _OP = "gated_delta_rule"
@@ -35,29 +39,37 @@ def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]
     """
     reason = unsupported(problem, options)
     if reason:
-        raise ValueError(f"{_OP} with implementation='mosaic_gpu' takes {reason}.")
+        raise ValueError(f"{_OP} has implementation='mosaic_gpu' only within limits: {reason}.")
     mosaic_gpu.require(_OP, wgmma=True)
     return by_kernels(problem, marks, options)
 
 
+def run_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    """As `run`; where it would raise, by XLA, and the log says why."""
+    if mosaic_gpu.usable(_OP, unsupported(problem, options), wgmma=True):
+        return by_kernels(problem, marks, options)
+    return xla.default(problem, marks, options)
+
+
 def unsupported(problem: Problem, options: Options) -> str | None:
-    """What the kernels take and the problem is not, or None."""
+    """Why the kernels do not take the problem, or None."""
     key_width, value_width = problem.state.shape[2:]
     if key_width not in _WIDTHS:
-        return f"keys of {' or '.join(map(str, _WIDTHS))} numbers; K is {key_width}"
-    if value_width % kernels.VALUES:
-        return f"values of a multiple of {kernels.VALUES} numbers; V is {value_width}"
-    if options.chunk_size not in (None, kernels.CHUNK):
-        return f"chunks of {kernels.CHUNK} tokens; chunk_size is {options.chunk_size}"
+        return f"K must be {' or '.join(map(str, _WIDTHS))}; it is {key_width}"
+    if value_width % VALUES:
+        return f"V must be a multiple of {VALUES}; it is {value_width}"
+    if options.chunk_size not in (None, CHUNK):
+        return f"chunk_size must be {CHUNK} or None; it is {options.chunk_size}"
     if problem.state.dtype != jnp.float32:
-        return f"no {problem.state.dtype}"
+        return f"it computes in float32, not in {problem.state.dtype}"
     return None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     """As `run`, without the checks."""
-    return _forward(problem, marks, options, mosaic_gpu.interpreting())
+    interpreting = mosaic_gpu.interpreting()
+    return _batched(lambda problem, marks: _forward(problem, marks, options, interpreting))(problem, marks)
 
 
 def _keep_inputs(problem: Problem, marks: Marks, options: Options):
@@ -65,10 +77,29 @@ def _keep_inputs(problem: Problem, marks: Marks, options: Options):
 
 
 def _gradients(options: Options, saved: tuple[Problem, Marks], given: tuple[Array, Array]):
-    return _backward(*saved, *given, options, mosaic_gpu.interpreting()), Marks(None, None)
+    interpreting = mosaic_gpu.interpreting()
+    found = _batched(lambda *arrays: _backward(*arrays, options, interpreting))(*saved, *given)
+    return found, Marks(None, None)
 
 
 by_kernels.defvjp(_keep_inputs, _gradients)
+
+
+def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays [B, ...], which `jax.vmap` calls once, with an axis more in the axis B."""
+    call = jax.custom_batching.custom_vmap(function)
+
+    @call.def_vmap
+    def _(size: int, batched: Any, *arrays: Any) -> tuple[Any, Any]:
+        def fold(x: Array, has_axis: bool) -> Array:
+            x = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+            return x.reshape(-1, *x.shape[2:])
+
+        found = _batched(function)(*jax.tree.map(fold, arrays, tuple(batched)))
+        found = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), found)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return call
 
 
 # Traced once for all layers of a model, and again where kernels are interpreted.
@@ -116,10 +147,10 @@ def _backward(
 
 def _plan(problem: Problem, options: Options) -> Plan:
     """Whole chunks, in blocks of the same number of them."""
-    chunks = math.ceil(problem.q.shape[1] / kernels.CHUNK)
+    chunks = math.ceil(problem.q.shape[1] / CHUNK)
     blocks = math.ceil(chunks / _CHUNKS_PER_BLOCK)
     chunks = math.ceil(chunks / blocks)
-    return Plan(blocks, chunks, kernels.CHUNK, blocks * chunks * kernels.CHUNK, options.reverse)
+    return Plan(blocks, chunks, CHUNK, blocks * chunks * CHUNK, options.reverse)
 
 
 def _pieces(problem: Problem) -> int:
