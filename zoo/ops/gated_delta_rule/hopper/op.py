@@ -166,7 +166,8 @@ def _dot(problem: Problem) -> functools.partial:
 
 
 def _rounded_product(equation: str, *arrays: Array) -> Array:
-    return jnp.einsum(equation, *(x.astype(jnp.bfloat16) for x in arrays), preferred_element_type=jnp.float32)
+    narrow = (x.astype(jnp.bfloat16) for x in arrays)
+    return jnp.einsum(equation, *narrow, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
 
 
 def _prepared(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tuple[kernels.Chunks, Array]:
