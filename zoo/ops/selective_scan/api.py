@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -241,8 +241,7 @@ def _kernel_if_possible(x: Operands, options: Options) -> tuple[Array, Array]:
 def _by_kernel(x: Operands, options: Options) -> tuple[Array, Array]:
     from zoo.ops.selective_scan import hopper
 
-    scan: Callable[..., Any] = _scan
-    y, state = scan("mosaic_gpu", hopper.fitted(x), options)
+    y, state = cast(Any, _scan("mosaic_gpu", hopper.fitted(x), options))
     return y[:, : x.u.shape[1], : x.u.shape[2]], state[:, : x.A.shape[1], : x.A.shape[0]]
 
 
