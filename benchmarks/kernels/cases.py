@@ -16,6 +16,8 @@ SCAN = "jax.lax.scan"
 LOOP = "torch loop"
 DELTA_CHUNKED = "torch chunked"
 BFLOAT16 = "bfloat16"
+# Products of float32 numbers as three of bfloat16: to 16 bits.
+BFLOAT16_X3 = "3 x bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Sizes:
 
 
 TINY = Sizes(batch=2, width=6, states=3, heads=2, key=4, value=4, taps=3)
+# What GPUs are compared at by the authors of their kernels, with T = 4096.
+LARGE = Sizes(batch=8, width=2048, heads=16, key=128, value=128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,32 @@ PEERS = (
     Peer("selective_scan", "mambapy pscan", "torch", "peers_torch:selective_scan_mambapy", needs=("mambapy",)),
     Peer("selective_scan", "mamba-ssm", "torch", "peers_gpu:selective_scan_mamba_ssm", needs=("mamba_ssm",), gpu=True),
     Peer("gated_delta_rule", OURS, "jax", "peers_jax:delta_rule_zoo"),
+    Peer(
+        "gated_delta_rule",
+        f"{OURS}, kernels",
+        "jax",
+        "peers_jax:delta_rule_zoo",
+        gpu=True,
+        dtype=BFLOAT16_X3,
+        implementation="mosaic_gpu",
+    ),
+    Peer(
+        "gated_delta_rule",
+        f"{OURS}, kernels, bfloat16",
+        "jax",
+        "peers_jax:delta_rule_zoo_bfloat16",
+        gpu=True,
+        dtype=BFLOAT16,
+        implementation="mosaic_gpu",
+    ),
+    Peer(
+        "gated_delta_rule",
+        f"{OURS}, bfloat16",
+        "jax",
+        "peers_jax:delta_rule_zoo_bfloat16",
+        gpu=True,
+        dtype=BFLOAT16,
+    ),
     Peer("gated_delta_rule", SCAN, "jax", "peers_jax:delta_rule_scan"),
     Peer("gated_delta_rule", DELTA_CHUNKED, "torch", "peers_torch:delta_rule_chunked"),
     Peer(
@@ -127,6 +157,8 @@ PEERS = (
     Peer("causal_conv1d", "torch conv1d", "torch", "peers_torch:conv_torch"),
     Peer("causal_conv1d", "causal-conv1d", "torch", "peers_gpu:conv_cuda", needs=("causal_conv1d",), gpu=True),
 )
+# 4 GB of float64.
+_MOST_STATES = 2**29
 OPS = tuple(dict.fromkeys(peer.op for peer in PEERS))
 
 
@@ -135,6 +167,19 @@ def peers_of(op: str, implementations: Sequence[str] = ()) -> list[Peer]:
     ours, *others = (peer for peer in PEERS if peer.op == op)
     named = [dataclasses.replace(ours, name=f"{OURS}, {name}", implementation=name) for name in implementations]
     return [ours, *named, *others]
+
+
+def reference_of(op: str, length: int, sizes: Sizes) -> str:
+    """The implementation that results are compared with, in float64: "reference", but by chunks where it has no room.
+
+    The gradients of the reference keep every token's state.
+    """
+    states = {
+        "selective_scan": sizes.width * sizes.states,
+        "gated_delta_rule": sizes.heads * sizes.key * sizes.value,
+        "gated_linear_attention": sizes.heads * sizes.key * sizes.value,
+    }
+    return "xla_chunked" if sizes.batch * length * states.get(op, 0) > _MOST_STATES else "reference"
 
 
 def make_inputs(op: str, length: int, sizes: Sizes, seed: int = 0) -> tuple[Arrays, np.ndarray]:

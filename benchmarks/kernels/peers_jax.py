@@ -4,7 +4,6 @@ Each takes the arrays of `cases.make_inputs` by name and returns the output. The
 tried: states with the wide axis last, time first.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,11 @@ def delta_rule_zoo(q, k, v, beta, *, implementation=None):
     from zoo.ops.gated_delta_rule import gated_delta_rule
 
     return gated_delta_rule(q, k, v, beta, implementation=implementation)
+
+
+def delta_rule_zoo_bfloat16(q, k, v, beta, *, implementation=None):
+    half = (x.astype(jnp.bfloat16) for x in (q, k, v, beta))
+    return delta_rule_zoo(*half, implementation=implementation).astype(jnp.float32)
 
 
 def linear_attention_zoo(q, k, v, log_decay, *, implementation=None):
@@ -112,12 +116,9 @@ def conv_lax(x, w, b):
     return jax.nn.silu(y + b)
 
 
-REFERENCES = {
-    op: functools.partial(ours, implementation="reference")
-    for op, ours in {
-        "selective_scan": selective_scan_zoo,
-        "gated_delta_rule": delta_rule_zoo,
-        "gated_linear_attention": linear_attention_zoo,
-        "causal_conv1d": conv_zoo,
-    }.items()
+ZOO = {
+    "selective_scan": selective_scan_zoo,
+    "gated_delta_rule": delta_rule_zoo,
+    "gated_linear_attention": linear_attention_zoo,
+    "causal_conv1d": conv_zoo,
 }

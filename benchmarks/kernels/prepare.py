@@ -5,6 +5,7 @@ the device is done.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 
@@ -48,14 +49,14 @@ def prepare(peer: Peer, which: str, arrays: Arrays, cotangent: np.ndarray, funct
     return make(function, which, arrays, cotangent)
 
 
-def reference(op: str, arrays: Arrays, cotangent: np.ndarray) -> Arrays:
-    """The output and all gradients by the float64 reference of `zoo.ops`."""
+def reference(op: str, arrays: Arrays, cotangent: np.ndarray, implementation: str = "reference") -> Arrays:
+    """The output and all gradients by an implementation of `zoo.ops` in float64."""
     import jax
 
-    from benchmarks.kernels.peers_jax import REFERENCES
+    from benchmarks.kernels.peers_jax import ZOO
 
     with jax.enable_x64(True):
-        step = jax.jit(_training(REFERENCES[op]))
+        step = jax.jit(_training(functools.partial(ZOO[op], implementation=implementation)))
         return _named(step({name: x.astype(np.float64) for name, x in arrays.items()}, cotangent.astype(np.float64)))
 
 

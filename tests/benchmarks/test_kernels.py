@@ -23,7 +23,7 @@ def checkout(monkeypatch):
 def jax_peers(op: str):
     from benchmarks.kernels.cases import peers_of
 
-    return [peer for peer in peers_of(op) if peer.framework == "jax"]
+    return [peer for peer in peers_of(op) if peer.framework == "jax" and not peer.gpu]
 
 
 def measured(op: str, peers=None, length: int = 5):
@@ -242,6 +242,35 @@ def test_every_op_has_ours_first_and_inputs_of_its_shapes():
         assert cotangent.shape[:2] == (4, length)
     with pytest.raises(ValueError, match="no op 'attention'"):
         make_inputs("attention", 1, Sizes())
+
+
+def test_the_reference_is_left_where_it_has_no_room():
+    from benchmarks.kernels.cases import LARGE, OPS, Sizes, reference_of
+
+    assert {reference_of(op, 4096, Sizes()) for op in OPS} == {"reference"}
+    assert {op: reference_of(op, 4096, LARGE) for op in OPS} == dict.fromkeys(OPS, "xla_chunked") | {
+        "causal_conv1d": "reference"
+    }
+
+
+@pytest.mark.slow
+def test_our_kernels_for_the_delta_rule_are_right():
+    """Interpreted, at the narrowest shapes that they take, as they are prepared for timing: values and gradients."""
+    from benchmarks.kernels.cases import PEERS, Sizes, make_inputs
+    from benchmarks.kernels.measure import TOLERANCE, errors
+    from benchmarks.kernels.prepare import TRAINING, prepare, reference
+    from zoo.ops import mosaic_gpu
+
+    arrays, cotangent = make_inputs("gated_delta_rule", 70, Sizes(batch=1, heads=1))
+    expected = reference("gated_delta_rule", arrays, cotangent, "xla_chunked")
+    peers = [peer for peer in PEERS if peer.implementation == "mosaic_gpu" and peer.op == "gated_delta_rule"]
+    assert len(peers) == 2
+    for peer in peers:
+        with mosaic_gpu.interpreted():
+            call = prepare(peer, TRAINING, arrays, cotangent)
+        found = errors(call.fetch(), expected)
+        assert set(found) == {"y", "dq", "dk", "dv", "dbeta"}
+        assert max(found.values()) <= TOLERANCE[peer.dtype], (peer.name, found)
 
 
 def test_the_command_refuses_unknown_names(run_python):

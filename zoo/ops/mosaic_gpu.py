@@ -21,9 +21,10 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -45,16 +46,18 @@ __all__ = [
     "load",
     "pl",
     "plgpu",
+    "products",
     "read_out",
     "require",
     "store",
     "synchronise",
     "tiled",
+    "transposed",
     "unavailable",
     "usable",
 ]
 
-# The compute capability from which on the kernels' copies (TMA) and products (WGMMA) exist.
+# The compute capability from which on the kernels' copies (TMA) exist, and the only one that has WGMMA products.
 _CAPABILITY = (9, 0)
 
 SMEM = plgpu.SMEM
@@ -100,8 +103,12 @@ def interpreting() -> bool:
     return _interpreting.get()
 
 
-def unavailable() -> str | None:
-    """Why kernels cannot run on the default device, or None where they can."""
+def unavailable(*, wgmma: bool = False) -> str | None:
+    """Why kernels cannot run on the default device, or None where they can.
+
+    Args:
+      wgmma: whether they use `products`, which Hopper alone has.
+    """
     if interpreting() or _exporting.get():
         return None
     device = jax.devices()[0]
@@ -114,26 +121,29 @@ def unavailable() -> str | None:
         return f"{device.device_kind} has no CUDA compute capability"
     if found < _CAPABILITY:
         return f"{device.device_kind} has compute capability {capability}; 9.0 (Hopper) or more is needed"
+    if wgmma and found[0] != _CAPABILITY[0]:
+        return f"{device.device_kind} has compute capability {capability}; the products of Hopper, 9.0, are needed"
     return None
 
 
-def require(op: str) -> None:
+def require(op: str, *, wgmma: bool = False) -> None:
     """Raises RuntimeError, with the reason, where `op` was asked to run a kernel and none can run."""
-    reason = unavailable()
+    reason = unavailable(wgmma=wgmma)
     if reason:
         raise RuntimeError(
             f"{op} has implementation='mosaic_gpu' for Hopper GPUs only: {reason}. None chooses what suits this device."
         )
 
 
-def usable(op: str, unsupported: str | None = None) -> bool:
+def usable(op: str, unsupported: str | None = None, *, wgmma: bool = False) -> bool:
     """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.
 
     Args:
       op: the op's name, for the log.
       unsupported: why the kernel of `op` does not take these arguments, or None.
+      wgmma: as in `unavailable`.
     """
-    reason = unavailable() or unsupported
+    reason = unavailable(wgmma=wgmma) or unsupported
     if reason:
         _log_once(f"{op} runs by XLA instead of its kernel: {reason}.")
     return not reason
@@ -267,3 +277,53 @@ def store(ref: Any, value: Array) -> None:
 def cast(value: Array, layout: Any) -> Array:
     """`value`, spread over the threads so."""
     return value if interpreting() else plgpu.layout_cast(value, layout)
+
+
+class _Transposed(NamedTuple):
+    ref: Any
+
+
+def transposed(ref: Any) -> _Transposed:
+    """A matrix in shared memory as an operand of `products` that is its transpose."""
+    return _Transposed(ref)
+
+
+def products(*sums: Sequence[tuple[Any, Any]]) -> list[Array]:
+    """Σ a @ b over the pairs of each of `sums`, by the tensor cores; all are begun before the first is awaited.
+
+    Args:
+      sums: pairs of matrices in shared memory, a [M, K] and b [K, N] of one 16-bit dtype, M and K multiples of 64, N of
+        8, each of them as it is or `transposed`. What the threads wrote there must be committed (`plgpu.commit_smem`).
+
+    Returns:
+      A float32 MATRIX [M, N] for each of the sums.
+    """
+    shapes = [(_view_shape(pairs[0][0])[0], _view_shape(pairs[0][1])[1]) for pairs in sums]
+    # The interpreter of JAX 0.10 knows no transposed operands.
+    if interpreting() and jax.__version_info__ < (0, 12):
+        return [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in sums]
+
+    def run(*totals: Any) -> list[Array]:
+        for total, pairs in zip(totals, sums, strict=True):
+            for a, b in pairs:
+                plgpu.wgmma(total, _view(a), _view(b))
+        return [total[...] for total in totals]
+
+    return pl.run_scoped(run, *(plgpu.WGMMAAccumulatorRef(shape, jnp.float32) for shape in shapes))
+
+
+def _view_shape(operand: Any) -> tuple[int, ...]:
+    return operand.ref.shape[::-1] if isinstance(operand, _Transposed) else operand.shape
+
+
+def _view(operand: Any) -> Any:
+    if not isinstance(operand, _Transposed):
+        return operand
+    ref = operand.ref
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+
+
+def _value(operand: Any) -> Array:
+    if isinstance(operand, _Transposed):
+        return operand.ref[...].astype(jnp.float32).T
+    return operand[...].astype(jnp.float32)

@@ -147,7 +147,7 @@ def from_outputs(chunk: Chunk, p: Parts, dy: Array, dot: functools.partial) -> t
 
 
 def gradients(
-    chunk: Chunk, p: Parts, state: Array, n: Array, dy: Array, dn: Array, dafter: Array, dot: functools.partial
+    chunk: Chunk, p: Parts, state: Array, n: Array, dy: Array, dx: Array, dafter: Array, dot: functools.partial
 ) -> Chunk:
     """Gradients of the chunk's inputs.
 
@@ -168,13 +168,12 @@ def gradients(
       state: S.
       n: N.
       dy: gradient of the outputs.
-      dn: gradient of N.
+      dx: gradient of X, T^T dN.
       dafter: gradient of S'.
       dot: einsum.
     """
     q, k, v, beta, log_decay = chunk
     pairs = p.decay.pairs
-    dx = dot("...ij,...iv->...jv", p.inverse, dn)
     dattention = dot("...iv,...jv->...ij", dy, n)
     dlower = dot("...iv,...jv->...ij", dx, n) * -np.tri(q.shape[-2], k=-1, dtype=q.dtype)
     dscores, dlower_scores = dattention * pairs, dlower * pairs
