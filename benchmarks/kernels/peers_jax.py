@@ -4,7 +4,6 @@ Each takes the arrays of `cases.make_inputs` by name and returns the output. The
 tried: states with the wide axis last, time first.
 """
 
-
 import jax
 import jax.numpy as jnp
 
