@@ -11,6 +11,9 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
+# The arrays of a scan that have an axis T.
+WIDE = ("u", "dt", "B", "C", "z")
+
 OURS = "zoo"
 SCAN = "jax.lax.scan"
 LOOP = "torch loop"
@@ -51,6 +54,7 @@ class Peer:
       backward_up_to: the longest T whose training step is measured (None: any), with `reason`.
       gpu: it runs on a GPU only.
       dtype: what it computes in; what it takes is cast.
+      takes: the dtype that the arrays of `WIDE` are given in, so that casts are not timed.
       implementation: of ours, the name of one of its implementations (None: its choice).
     """
 
@@ -64,6 +68,7 @@ class Peer:
     gpu: bool = False
     dtype: str = "float32"
     implementation: str | None = None
+    takes: str = "float32"
 
     def load(self) -> Callable[..., Any]:
         """Imports the function, and with it the framework."""
@@ -81,6 +86,19 @@ class Peer:
 
 PEERS = (
     Peer("selective_scan", OURS, "jax", "peers_jax:selective_scan_zoo"),
+    *(
+        Peer(
+            "selective_scan",
+            ", ".join([OURS, *(["kernels"] if implementation else []), *([dtype] if dtype == BFLOAT16 else [])]),
+            "jax",
+            "peers_jax:selective_scan_zoo",
+            gpu=True,
+            dtype=dtype,
+            takes=dtype,
+            implementation=implementation,
+        )
+        for implementation, dtype in (("mosaic_gpu", "float32"), ("mosaic_gpu", BFLOAT16), (None, BFLOAT16))
+    ),
     Peer("selective_scan", SCAN, "jax", "peers_jax:selective_scan_scan"),
     Peer("selective_scan", "jax.lax.associative_scan", "jax", "peers_jax:selective_scan_associative"),
     Peer("selective_scan", LOOP, "torch", "peers_torch:selective_scan_loop"),
@@ -94,7 +112,19 @@ PEERS = (
         reason="its backward pass takes minutes beyond T = 256",
     ),
     Peer("selective_scan", "mambapy pscan", "torch", "peers_torch:selective_scan_mambapy", needs=("mambapy",)),
-    Peer("selective_scan", "mamba-ssm", "torch", "peers_gpu:selective_scan_mamba_ssm", needs=("mamba_ssm",), gpu=True),
+    *(
+        Peer(
+            "selective_scan",
+            name,
+            "torch",
+            "peers_gpu:selective_scan_mamba_ssm",
+            needs=("mamba_ssm",),
+            gpu=True,
+            dtype=dtype,
+            takes=dtype,
+        )
+        for name, dtype in (("mamba-ssm", "float32"), (f"mamba-ssm, {BFLOAT16}", BFLOAT16))
+    ),
     Peer("gated_delta_rule", OURS, "jax", "peers_jax:delta_rule_zoo"),
     Peer(
         "gated_delta_rule",

@@ -273,6 +273,46 @@ def test_our_kernels_for_the_delta_rule_are_right():
         assert max(found.values()) <= TOLERANCE[peer.dtype], (peer.name, found)
 
 
+@pytest.mark.slow
+def test_our_kernels_for_the_scan_are_right():
+    """Interpreted, as they are prepared for timing, from float32 and from bfloat16 arrays."""
+    from benchmarks.kernels.cases import PEERS, Sizes, make_inputs
+    from benchmarks.kernels.measure import TOLERANCE, errors
+    from benchmarks.kernels.prepare import TRAINING, prepare, reference
+    from zoo.ops import mosaic_gpu
+
+    arrays, cotangent = make_inputs("selective_scan", 40, Sizes(batch=1, width=64, states=8))
+    expected = reference("selective_scan", arrays, cotangent)
+    peers = [peer for peer in PEERS if peer.implementation == "mosaic_gpu" and peer.op == "selective_scan"]
+    assert [peer.dtype for peer in peers] == ["float32", "bfloat16"]
+    for peer in peers:
+        with mosaic_gpu.interpreted():
+            call = prepare(peer, TRAINING, arrays, cotangent)
+        found = errors(call.fetch(), expected)
+        assert set(found) == {"y", *(f"d{name}" for name in arrays)}
+        assert max(found.values()) <= TOLERANCE[peer.dtype], (peer.name, found)
+
+
+def test_what_a_peer_takes_is_cast_before_it_is_timed():
+    """Only arrays with an axis T, and the cotangent; what comes back is float32."""
+    from benchmarks.kernels.cases import TINY, make_inputs, peers_of
+    from benchmarks.kernels.prepare import TRAINING, prepare
+
+    arrays, cotangent = make_inputs("selective_scan", 5, TINY)
+    peer = next(peer for peer in peers_of("selective_scan") if peer.name == "zoo, bfloat16")
+    seen = {}
+
+    def look(**given):
+        seen.update({name: str(x.dtype) for name, x in given.items()})
+        return given["u"] * given["D"].astype(given["u"].dtype)
+
+    fetched = prepare(peer, TRAINING, arrays, cotangent, look).fetch()
+    assert {name for name, dtype in seen.items() if dtype == "bfloat16"} == {"u", "dt", "B", "C", "z"}
+    assert {name for name, dtype in seen.items() if dtype == "float32"} == {"A", "D", "dt_bias"}
+    assert {str(x.dtype) for x in fetched.values()} == {"float32"}
+    assert np.abs(fetched["y"] - arrays["u"] * arrays["D"]).max() <= 2e-2
+
+
 def test_the_command_refuses_unknown_names(run_python):
     done = run_python("-m", "benchmarks.kernels", "--ops", "attention", check=False)
     assert done.returncode == 2

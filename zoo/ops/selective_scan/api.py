@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +70,20 @@ def selective_scan(
       implementation: "xla_sequential" (token by token; for CPUs), "xla_chunked" (all chunks side by side, more work in
         fewer and larger steps; for accelerators), "reference" (a plain `lax.scan`, with its autodiff), or "xla", which
         is also the default: whichever of the first two suits the platform that the program is compiled for.
+        "mosaic_gpu" is one kernel forwards and one backwards for GPUs from Hopper on, with N up to 32 and float32,
+        bfloat16 or float16 operands, and without `segment_ids`. It has been compiled for such GPUs and has been run in
+        an interpreter, but has not been measured, so the default does not choose it. "mosaic_gpu_or_xla" is the same
+        where it can run and "xla" elsewhere, which it says once, with the reason, in the log.
       chunk_size: tokens from one kept state to the next; changes speed and memory, not the result. None for 16.
+        "mosaic_gpu" always keeps one per 32 tokens.
 
     Returns:
       y [B, T, E] in the dtype of `u`, and with `return_state` the state [B, N, E] in float32 (float64).
 
     Raises:
-      ValueError: shapes that do not fit each other, or an unknown implementation.
+      ValueError: shapes that do not fit each other, an unknown implementation, or "mosaic_gpu" for what it cannot take.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, an input is not floating point.
+      RuntimeError: "mosaic_gpu" without a GPU that can run it.
     """
     _check(u, dt, A, B, C, D, z, dt_bias, mask, segment_ids, initial_state, "T")
     run = select(implementation, _TABLE, op="selective_scan", default="xla")
@@ -181,11 +187,12 @@ def _forward(form: str, x: Operands, options: Options, keep: bool):
 
 def _backward(form: str, options: Options, saved, cotangents):
     x, bounds = saved
-    args = (x, bounds, *cotangents)
     if form == "mosaic_gpu":
         from zoo.ops.selective_scan import hopper
 
-        return (hopper.backward(*args, options),)
+        dout, dstate = cotangents
+        return (hopper.backward(x, bounds, dout, dstate, options),)
+    args = (x, bounds, *cotangents)
     forms = {"sequential": sequential.backward, "chunked": chunked.backward}
     run = {name: lambda *args, f=f: f(*args, options) for name, f in forms.items()}
     gradients = (
@@ -234,7 +241,7 @@ def _kernel_if_possible(x: Operands, options: Options) -> tuple[Array, Array]:
 def _by_kernel(x: Operands, options: Options) -> tuple[Array, Array]:
     from zoo.ops.selective_scan import hopper
 
-    y, state = _scan("mosaic_gpu", hopper.fitted(x), options)
+    y, state = cast(Any, _scan("mosaic_gpu", hopper.fitted(x), options))
     return y[:, : x.u.shape[1], : x.u.shape[2]], state[:, : x.A.shape[1], : x.A.shape[0]]
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.mosaic_gpu import SMEM, cast, copy_out, load, pl, read_out, store, synchronise
+from zoo.ops.mosaic_gpu import SMEM, cast, copy_out, load, read_out, store, synchronise
 from zoo.ops.selective_scan.hopper.block import (
     BY_CHANNEL,
     BY_STATE,
@@ -39,6 +39,7 @@ from zoo.ops.selective_scan.hopper.block import (
     clean,
     decays,
     deltas,
+    gradient_of_scan,
     over_channels,
     over_states,
     over_tokens,
@@ -119,10 +120,7 @@ def _span(task: Task, stream: Stream, room: Any, given: Any, out: Any) -> None:
         _prepare(task, tile, room, bias)
         read_out()
         synchronise()  # also: the outputs of tile i - 1 have left the slot of tile i + 1
-
-        @pl.when(i + 1 < task.tiles)
-        def _() -> None:
-            stream.start(i + 1)
+        stream.start(i + 1)
 
         _starts(task, tile, room, rate)
         stretches = TILE // task.sub
@@ -147,21 +145,12 @@ def _span(task: Task, stream: Stream, room: Any, given: Any, out: Any) -> None:
     read_out()
 
 
-def _gradient_of_scan(task: Task, tile: SimpleNamespace) -> Array:
-    """The cotangent of Σ_n C h + D u, [TILE, 4, 16]."""
-    dout = clean(tile, "dout", task)
-    if not task.gate:
-        return dout
-    z = clean(tile, "z", task)
-    return dout * z * sigmoid(z)
-
-
 def _prepare(task: Task, tile: SimpleNamespace, room: Any, bias: Array) -> None:
     """What the scan reads of each token goes to shared memory."""
     _, delta = deltas(tile, bias, task)
     store(room.delta, delta)
     store(room.du, delta * clean(tile, "u", task))
-    store(room.dy, _gradient_of_scan(task, tile))
+    store(room.dy, gradient_of_scan(tile, task))
 
 
 def _starts(task: Task, tile: SimpleNamespace, room: Any, rate: Array) -> None:
@@ -191,28 +180,30 @@ def _stretch(
     """
     places = [task.within(number * task.sub + k) for k in range(task.sub)]
 
-    def channels(ref: Any) -> list[Array]:
-        return [load(ref.at[t], BY_CHANNEL) for t in places]
+    # Operands are loaded where they are used, twice if need be: registers are what there is least of.
+    def channel(ref: Any, k: int) -> Array:
+        return over_states(load(ref.at[places[k]], BY_CHANNEL), task.states)
 
-    delta, du, dy = channels(room.delta), channels(room.du), channels(room.dy)
-    b, c = ([over_channels(load(ref.at[t], BY_STATE)) for t in places] for ref in (tile.b, tile.c))
+    def state(ref: Any, k: int) -> Array:
+        return over_channels(load(ref.at[places[k]], BY_STATE))
+
     h, decay = [load(room.starts.at[number], STATE)], []
     for k in range(task.sub):
-        decay.append(decays(delta[k], rate))
-        h.append(decay[k] * h[k] + over_states(du[k], task.states) * b[k])
+        decay.append(jnp.exp2(channel(room.delta, k) * rate))
+        h.append(decay[k] * h[k] + channel(room.du, k) * state(tile.b, k))
     sums: dict[str, list[Array]] = {name: [] for name in ("delta", "du", "dy", "b", "c")}
     for k in reversed(range(task.sub)):
-        own = over_states(dy[k], task.states)
-        g = w + own * c[k]
+        dy, c, b = channel(room.dy, k), state(tile.c, k), state(tile.b, k)
+        g = w + dy * c
         w = decay[k] * g
         through = w * h[k]
-        drate = drate + through * over_states(delta[k], task.states)
+        drate = drate + through * channel(room.delta, k)
         sums["delta"].append(cast((through * rate).sum(2), BY_CHANNEL))
-        sums["du"].append(cast((g * b[k]).sum(2), BY_CHANNEL))
-        sums["b"].append(cast((g * over_states(du[k], task.states)).sum(1), BY_WARP))
-        sums["c"].append(cast((h[k + 1] * own).sum(1), BY_WARP))
+        sums["du"].append(cast((g * b).sum(2), BY_CHANNEL))
+        sums["b"].append(cast((g * channel(room.du, k)).sum(1), BY_WARP))
+        sums["c"].append(cast((h[k + 1] * dy).sum(1), BY_WARP))
         if task.gate:  # y is wanted for the gradient of z alone
-            sums["dy"].append(cast((h[k + 1] * c[k]).sum(2), BY_CHANNEL))
+            sums["dy"].append(cast((h[k + 1] * c).sum(2), BY_CHANNEL))
     synchronise()  # all have read what is overwritten now
     for name in ("delta", "du", "dy") if task.gate else ("delta", "du"):
         put(getattr(room, name), places[::-1], sums[name])
@@ -224,7 +215,7 @@ def _stretch(
 
 def _finish(task: Task, tile: SimpleNamespace, room: Any, skip: Array, bias: Array) -> tuple[Array, Array]:
     """Puts the cotangents of u, dt and z in their places; returns the tile's sums for D and dt_bias [4, 16]."""
-    u, dy = clean(tile, "u", task), _gradient_of_scan(task, tile)
+    u, dy = clean(tile, "u", task), gradient_of_scan(tile, task)
     raw, delta = deltas(tile, bias, task)
     ddu = load(room.du, TOKENS)
     ddelta = _LN2 * load(room.delta, TOKENS) + ddu * u

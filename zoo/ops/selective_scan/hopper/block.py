@@ -8,7 +8,7 @@ state, which is what the gradients of B and C consist of.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,8 @@ from zoo.typing import Array, DType
 WARPS, PER_WARP = 4, 16
 CHANNELS = WARPS * PER_WARP
 TILE = 32
+# Tokens whose code is written out one after the other, at most: between two writes loads can be moved ahead.
+TOGETHER = 8
 # The states are a multiple of this.
 STATES = 8
 
@@ -70,7 +72,7 @@ class Task:
     @property
     def sub(self) -> int:
         """Tokens whose states and decays the backward pass has in registers at once: about 128 of them."""
-        return max(1, min(8, 128 // self.states))
+        return max(1, min(TOGETHER, 128 // self.states))
 
     @property
     def grid(self) -> dict[str, Any]:
@@ -126,10 +128,13 @@ class Stream:
         return ref.at[example, self.rows(i), warps(), :] if name in self.wide else ref.at[example, self.rows(i)]
 
     def start(self, i: Any) -> None:
-        """Copies the i-th tile into slot i mod 2, which nobody uses any more."""
+        """Copies the i-th tile, if there is one, into slot i mod 2, which nobody uses any more."""
         slot = jax.lax.rem(i, 2)
-        for name, source in self.sources.items():
-            copy_in(self.part(name, source, i), self.slots[name].at[slot], self.arrived.at[slot])
+
+        @pl.when(i < self.task.tiles)
+        def _() -> None:
+            for name, source in self.sources.items():
+                copy_in(self.part(name, source, i), self.slots[name].at[slot], self.arrived.at[slot])
 
     def wait(self, i: Any) -> SimpleNamespace:
         """The i-th tile, once it is there, as references by name."""
@@ -143,7 +148,7 @@ def warps() -> Any:
     return pl.ds(jax.lax.axis_index("block") * WARPS, WARPS)
 
 
-def slots(task: Task, dtypes: dict[str, DType], wide: Sequence[str]) -> dict[str, Any]:
+def slots(task: Task, dtypes: Mapping[str, DType], wide: Sequence[str]) -> dict[str, Any]:
     """Scratch types of a stream: two tiles of each operand."""
     shapes = {
         "mask": (2, TILE),
@@ -189,6 +194,15 @@ def deltas(tile: SimpleNamespace, bias: Array, task: Task) -> tuple[Array, Array
     raw = clean(tile, "dt", task) + over_tokens(bias)
     delta = fast_math.softplus(raw) if task.dt_softplus else raw
     return raw, jnp.where(real(tile), delta, 0.0) if task.masked else delta
+
+
+def gradient_of_scan(tile: SimpleNamespace, task: Task) -> Array:
+    """The cotangent of Σ_n C h + D u, from that of the output, [TILE, 4, 16]."""
+    dout = clean(tile, "dout", task)
+    if not task.gate:
+        return dout
+    z = clean(tile, "z", task)
+    return dout * z * sigmoid(z)
 
 
 def sigmoid(x: Array) -> Array:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.mosaic_gpu import SMEM, cast, copy_out, load, pl, read_out, store, synchronise
+from zoo.ops.mosaic_gpu import SMEM, cast, copy_out, load, read_out, store, synchronise
+from zoo.ops.selective_scan.hopper import block
 from zoo.ops.selective_scan.hopper.block import (
     BY_CHANNEL,
     BY_STATE,
@@ -33,8 +34,6 @@ from zoo.ops.selective_scan.hopper.block import (
 from zoo.typing import Array
 
 WIDE = ("u", "dt", "z")
-# Tokens whose outputs are written together: between two writes loads can be moved ahead.
-_TOGETHER = 8
 
 
 def run(task: Task, streamed: dict[str, Array], rate: Array, skip: Array, bias: Array, first: Array):
@@ -100,12 +99,9 @@ def _span(task, stream, room, rate, skip, bias, first, y, last, bounds) -> None:
         store(room.du, delta * clean(tile, "u", task))
         read_out()
         synchronise()  # also: the outputs of tile i - 1 have left the slot of tile i + 1
+        stream.start(i + 1)
 
-        @pl.when(i + 1 < task.tiles)
-        def _() -> None:
-            stream.start(i + 1)
-
-        h = jax.lax.fori_loop(0, TILE // _TOGETHER, lambda part, h: _tokens(task, tile, room, rate, part, h), h)
+        h = jax.lax.fori_loop(0, TILE // block.TOGETHER, lambda part, h: _tokens(task, tile, room, rate, part, h), h)
         synchronise()
         store(tile.u, _outputs(task, tile, room, skip).astype(tile.u.dtype))
         synchronise()
@@ -118,7 +114,7 @@ def _span(task, stream, room, rate, skip, bias, first, y, last, bounds) -> None:
 
 
 def _tokens(task: Task, tile: SimpleNamespace, room: SimpleNamespace, rate: Array, part: Array, h: Array) -> Array:
-    places = [task.within(part * _TOGETHER + k) for k in range(_TOGETHER)]
+    places = [task.within(part * block.TOGETHER + k) for k in range(block.TOGETHER)]
     sums = []
     for t in places:
         delta, du = load(room.delta.at[t], BY_CHANNEL), load(room.du.at[t], BY_CHANNEL)

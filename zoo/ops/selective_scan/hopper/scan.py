@@ -6,6 +6,7 @@ from zoo.ops.selective_scan import fast_math
 from zoo.ops.selective_scan.common import Operands, Options, whole_chunks
 from zoo.ops.selective_scan.hopper import backward as backward_kernel
 from zoo.ops.selective_scan.hopper import forward as forward_kernel
+from zoo.ops.selective_scan.hopper import spans
 from zoo.ops.selective_scan.hopper.block import CHANNELS, PER_WARP, STATES, TILE, Task
 from zoo.typing import Array
 
@@ -52,6 +53,9 @@ def forward(x: Operands, options: Options, keep: bool) -> tuple[Array, Array, Ar
     task = _task(x, options, keep)
     streamed, rate, skip, bias = _operands(x)
     first = _inside(x.initial_state)[None]
+    if task.spans > 1:
+        read = {name: streamed[name] for name in ("u", "dt", "b", "mask") if name in streamed}
+        first = spans.chain(*spans.ends(task, read, rate, bias, gradient=False), first[0])
     y, last, bounds = forward_kernel.run(task, streamed, rate, skip, bias, first)
     return y.reshape(x.u.shape), _outside(last[-1]), bounds
 
@@ -61,7 +65,11 @@ def backward(x: Operands, bounds: Array, dout: Array, dstate: Array, options: Op
     task = _task(x, options, keep=False)
     streamed, rate, skip, bias = _operands(x)
     streamed |= {"dout": _by_warp(dout), "bounds": bounds}
-    out = backward_kernel.run(task, streamed, rate, skip, bias, _inside(dstate)[None])
+    last = _inside(dstate)[None]
+    if task.spans > 1:
+        read = {name: streamed[name] for name in ("dt", "z", "c", "mask", "dout") if name in streamed}
+        last = spans.chain(*spans.ends(task, read, rate, bias, gradient=True), last[0], last_first=True)
+    out = backward_kernel.run(task, streamed, rate, skip, bias, last)
 
     def wide(name: str) -> Array:
         return out[name].reshape(x.u.shape)
@@ -95,7 +103,7 @@ def _task(x: Operands, options: Options, keep: bool) -> Task:
         length=length,
         width=width,
         states=x.A.shape[1],
-        spans=1,
+        spans=spans.choose(batch, length, width),
         reverse=options.reverse,
         dt_softplus=options.dt_softplus,
         gate=x.z is not None,
