@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels import plot, report
-from benchmarks.kernels.cases import OPS, TINY, Sizes, peers_of
+from benchmarks.kernels.cases import LARGE, OPS, TINY, Sizes, peers_of
 from benchmarks.kernels.measure import FAILED, TIMED, Record
 from benchmarks.kernels.prepare import PASSES
 from benchmarks.kernels.worker import environment
@@ -86,9 +86,12 @@ def _is_torch(record: Record) -> bool:
 
 
 def write(folder: Path, about: dict[str, Any], sizes: Sizes, records: Sequence[Record]) -> Path:
-    """Writes kernels_DEVICE.json, .md and, where matplotlib is installed, .png; returns the path without its ending."""
+    """Writes kernels_DEVICE.json, .md and, where matplotlib is installed, .png; returns the path without its ending.
+
+    Large shapes have files of their own, kernels_DEVICE_large.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"kernels_{device_name(about)}"
+    stem = folder / f"kernels_{device_name(about)}{'_large' if sizes == LARGE else ''}"
     stem.with_suffix(".json").write_text(report.to_json(about, sizes, records))
     picture = stem.with_suffix(".png")
     try:
@@ -134,7 +137,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="time these implementations of ours as well, e.g. xla_sequential,xla_chunked",
     )
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes: to see that it works")
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument("--tiny", action="store_true", help="tiny shapes: to see that it works")
+    shapes.add_argument("--large", action="store_true", help="the shapes that kernels for GPUs are compared at")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory of the torch peers")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the results")
     return parser.parse_args(arguments)
@@ -142,7 +147,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
-    sizes = TINY if options.tiny else Sizes()
+    sizes = TINY if options.tiny else LARGE if options.large else Sizes()
     began, load = time.perf_counter(), os.getloadavg()[0]
     status, text = child("worker", {"about": True})
     if status != 0:

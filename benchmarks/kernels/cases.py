@@ -11,11 +11,16 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
+# The arrays with an axis T, but for log decays.
+WIDE = ("u", "dt", "B", "C", "z", "q", "k", "v", "beta")
+
 OURS = "zoo"
 SCAN = "jax.lax.scan"
 LOOP = "torch loop"
 DELTA_CHUNKED = "torch chunked"
 BFLOAT16 = "bfloat16"
+# Products of float32 numbers as three of bfloat16: to 16 bits.
+BFLOAT16_X3 = "3 x bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Sizes:
 
 
 TINY = Sizes(batch=2, width=6, states=3, heads=2, key=4, value=4, taps=3)
+# What GPUs are compared at by the authors of their kernels, with T = 4096.
+LARGE = Sizes(batch=8, width=2048, heads=16, key=128, value=128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Peer:
       backward_up_to: the longest T whose training step is measured (None: any), with `reason`.
       gpu: it runs on a GPU only.
       dtype: what it computes in; what it takes is cast.
+      takes: the dtype that the arrays of `WIDE` are given in, so that casts are not timed.
       implementation: of ours, the name of one of its implementations (None: its choice).
     """
 
@@ -60,6 +68,7 @@ class Peer:
     gpu: bool = False
     dtype: str = "float32"
     implementation: str | None = None
+    takes: str = "float32"
 
     def load(self) -> Callable[..., Any]:
         """Imports the function, and with it the framework."""
@@ -77,6 +86,19 @@ class Peer:
 
 PEERS = (
     Peer("selective_scan", OURS, "jax", "peers_jax:selective_scan_zoo"),
+    *(
+        Peer(
+            "selective_scan",
+            ", ".join([OURS, *(["kernels"] if implementation else []), *([dtype] if dtype == BFLOAT16 else [])]),
+            "jax",
+            "peers_jax:selective_scan_zoo",
+            gpu=True,
+            dtype=dtype,
+            takes=dtype,
+            implementation=implementation,
+        )
+        for implementation, dtype in (("mosaic_gpu", "float32"), ("mosaic_gpu", BFLOAT16), (None, BFLOAT16))
+    ),
     Peer("selective_scan", SCAN, "jax", "peers_jax:selective_scan_scan"),
     Peer("selective_scan", "jax.lax.associative_scan", "jax", "peers_jax:selective_scan_associative"),
     Peer("selective_scan", LOOP, "torch", "peers_torch:selective_scan_loop"),
@@ -90,8 +112,37 @@ PEERS = (
         reason="its backward pass takes minutes beyond T = 256",
     ),
     Peer("selective_scan", "mambapy pscan", "torch", "peers_torch:selective_scan_mambapy", needs=("mambapy",)),
-    Peer("selective_scan", "mamba-ssm", "torch", "peers_gpu:selective_scan_mamba_ssm", needs=("mamba_ssm",), gpu=True),
+    *(
+        Peer(
+            "selective_scan",
+            name,
+            "torch",
+            "peers_gpu:selective_scan_mamba_ssm",
+            needs=("mamba_ssm",),
+            gpu=True,
+            dtype=dtype,
+            takes=dtype,
+        )
+        for name, dtype in (("mamba-ssm", "float32"), (f"mamba-ssm, {BFLOAT16}", BFLOAT16))
+    ),
     Peer("gated_delta_rule", OURS, "jax", "peers_jax:delta_rule_zoo"),
+    *(
+        Peer(
+            "gated_delta_rule",
+            name,
+            "jax",
+            "peers_jax:delta_rule_zoo",
+            gpu=True,
+            dtype=dtype,
+            takes="float32" if dtype == BFLOAT16_X3 else dtype,
+            implementation=implementation,
+        )
+        for name, dtype, implementation in (
+            (f"{OURS}, kernels", BFLOAT16_X3, "mosaic_gpu"),
+            (f"{OURS}, kernels, {BFLOAT16}", BFLOAT16, "mosaic_gpu"),
+            (f"{OURS}, {BFLOAT16}", BFLOAT16, None),
+        )
+    ),
     Peer("gated_delta_rule", SCAN, "jax", "peers_jax:delta_rule_scan"),
     Peer("gated_delta_rule", DELTA_CHUNKED, "torch", "peers_torch:delta_rule_chunked"),
     Peer(
@@ -109,6 +160,7 @@ PEERS = (
         needs=("fla",),
         gpu=True,
         dtype=BFLOAT16,
+        takes=BFLOAT16,
     ),
     Peer("gated_linear_attention", OURS, "jax", "peers_jax:linear_attention_zoo"),
     Peer("gated_linear_attention", SCAN, "jax", "peers_jax:linear_attention_scan"),
@@ -121,12 +173,15 @@ PEERS = (
         needs=("fla",),
         gpu=True,
         dtype=BFLOAT16,
+        takes=BFLOAT16,
     ),
     Peer("causal_conv1d", OURS, "jax", "peers_jax:conv_zoo"),
     Peer("causal_conv1d", "jax.lax.conv_general_dilated", "jax", "peers_jax:conv_lax"),
     Peer("causal_conv1d", "torch conv1d", "torch", "peers_torch:conv_torch"),
     Peer("causal_conv1d", "causal-conv1d", "torch", "peers_gpu:conv_cuda", needs=("causal_conv1d",), gpu=True),
 )
+# 4 GB of float64.
+_MOST_STATES = 2**29
 OPS = tuple(dict.fromkeys(peer.op for peer in PEERS))
 
 
@@ -135,6 +190,19 @@ def peers_of(op: str, implementations: Sequence[str] = ()) -> list[Peer]:
     ours, *others = (peer for peer in PEERS if peer.op == op)
     named = [dataclasses.replace(ours, name=f"{OURS}, {name}", implementation=name) for name in implementations]
     return [ours, *named, *others]
+
+
+def reference_of(op: str, length: int, sizes: Sizes) -> str:
+    """The implementation that results are compared with, in float64: "reference", but by chunks where it has no room.
+
+    The gradients of the reference keep every token's state.
+    """
+    states = {
+        "selective_scan": sizes.width * sizes.states,
+        "gated_delta_rule": sizes.heads * sizes.key * sizes.value,
+        "gated_linear_attention": sizes.heads * sizes.key * sizes.value,
+    }
+    return "xla_chunked" if sizes.batch * length * states.get(op, 0) > _MOST_STATES else "reference"
 
 
 def make_inputs(op: str, length: int, sizes: Sizes, seed: int = 0) -> tuple[Arrays, np.ndarray]:

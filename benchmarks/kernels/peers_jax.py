@@ -4,8 +4,6 @@ Each takes the arrays of `cases.make_inputs` by name and returns the output. The
 tried: states with the wide axis last, time first.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -112,12 +110,9 @@ def conv_lax(x, w, b):
     return jax.nn.silu(y + b)
 
 
-REFERENCES = {
-    op: functools.partial(ours, implementation="reference")
-    for op, ours in {
-        "selective_scan": selective_scan_zoo,
-        "gated_delta_rule": delta_rule_zoo,
-        "gated_linear_attention": linear_attention_zoo,
-        "causal_conv1d": conv_zoo,
-    }.items()
+ZOO = {
+    "selective_scan": selective_scan_zoo,
+    "gated_delta_rule": delta_rule_zoo,
+    "gated_linear_attention": linear_attention_zoo,
+    "causal_conv1d": conv_zoo,
 }

@@ -5,12 +5,13 @@ the device is done.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from benchmarks.kernels.cases import Arrays, Peer
+from benchmarks.kernels.cases import WIDE, Arrays, Peer
 
 FORWARD, TRAINING = "forward", "training"
 PASSES = (FORWARD, TRAINING)
@@ -34,28 +35,28 @@ class Call:
 
 
 def prepare(peer: Peer, which: str, arrays: Arrays, cotangent: np.ndarray, function=None) -> Call:
-    """Compiles (JAX) or wraps (torch) one pass of a peer, in float32.
+    """Compiles (JAX) or wraps (torch) one pass of a peer.
 
     Args:
       peer: the implementation.
       which: "forward" or "training".
-      arrays: the op's arrays by name, float32.
-      cotangent: that of the output.
+      arrays: the op's arrays by name, float32; the peer is given them in the dtype that it takes.
+      cotangent: that of the output, likewise.
       function: instead of `peer.load()`.
     """
     function = function or peer.load()
     make = _prepare_torch if peer.framework == "torch" else _prepare_jax
-    return make(function, which, arrays, cotangent)
+    return make(function, which, arrays, cotangent, peer.takes)
 
 
-def reference(op: str, arrays: Arrays, cotangent: np.ndarray) -> Arrays:
-    """The output and all gradients by the float64 reference of `zoo.ops`."""
+def reference(op: str, arrays: Arrays, cotangent: np.ndarray, implementation: str = "reference") -> Arrays:
+    """The output and all gradients by an implementation of `zoo.ops` in float64."""
     import jax
 
-    from benchmarks.kernels.peers_jax import REFERENCES
+    from benchmarks.kernels.peers_jax import ZOO
 
     with jax.enable_x64(True):
-        step = jax.jit(_training(REFERENCES[op]))
+        step = jax.jit(_training(functools.partial(ZOO[op], implementation=implementation)))
         return _named(step({name: x.astype(np.float64) for name, x in arrays.items()}, cotangent.astype(np.float64)))
 
 
@@ -78,7 +79,8 @@ def torch_device() -> str:
 def _named(result) -> Arrays:
     """("y", gradients) of a step as NumPy arrays."""
     y, gradients = result if isinstance(result, tuple) else (result, {})
-    return {"y": np.asarray(y)} | {f"d{name}": np.asarray(gradient) for name, gradient in gradients.items()}
+    named = {"y": np.asarray(y)} | {f"d{name}": np.asarray(gradient) for name, gradient in gradients.items()}
+    return {name: x.astype(np.float32) if x.dtype.itemsize == 2 else x for name, x in named.items()}
 
 
 def _training(function):
@@ -91,10 +93,12 @@ def _training(function):
     return step
 
 
-def _prepare_jax(function, which: str, arrays: Arrays, cotangent: np.ndarray) -> Call:
+def _prepare_jax(function, which: str, arrays: Arrays, cotangent: np.ndarray, takes: str) -> Call:
     import jax
 
-    arguments = jax.device_put((arrays, cotangent) if which == TRAINING else (arrays,))
+    dtype = jax.numpy.dtype(takes)
+    given = {name: x.astype(dtype) if name in WIDE else x for name, x in arrays.items()}
+    arguments = jax.device_put((given, cotangent.astype(dtype)) if which == TRAINING else (given,))
     step = _training(function) if which == TRAINING else lambda arrays: function(**arrays)
     began = time.perf_counter()
     compiled = jax.jit(step).lower(*arguments).compile()
@@ -108,12 +112,14 @@ def _prepare_jax(function, which: str, arrays: Arrays, cotangent: np.ndarray) ->
     )
 
 
-def _prepare_torch(function, which: str, arrays: Arrays, cotangent: np.ndarray) -> Call:
+def _prepare_torch(function, which: str, arrays: Arrays, cotangent: np.ndarray, takes: str) -> Call:
     import torch
 
     device = torch_device()
-    tensors = {name: torch.from_numpy(x).to(device).requires_grad_(which == TRAINING) for name, x in arrays.items()}
-    dy = torch.from_numpy(cotangent).to(device)
+    dtype = getattr(torch, takes)
+    given = {name: torch.from_numpy(x).to(device, dtype if name in WIDE else None) for name, x in arrays.items()}
+    tensors = {name: x.requires_grad_(which == TRAINING) for name, x in given.items()}
+    dy = torch.from_numpy(cotangent).to(device, dtype)
 
     def training():
         y = function(**tensors)
@@ -134,6 +140,6 @@ def _prepare_torch(function, which: str, arrays: Arrays, cotangent: np.ndarray) 
 
     def fetch() -> Arrays:
         y, gradients = step()
-        return _named((y.cpu(), {name: gradient.cpu() for name, gradient in gradients.items()}))
+        return _named((y.float().cpu(), {name: gradient.float().cpu() for name, gradient in gradients.items()}))
 
     return Call(run=run, fetch=fetch)

@@ -23,7 +23,7 @@ def checkout(monkeypatch):
 def jax_peers(op: str):
     from benchmarks.kernels.cases import peers_of
 
-    return [peer for peer in peers_of(op) if peer.framework == "jax"]
+    return [peer for peer in peers_of(op) if peer.framework == "jax" and not peer.gpu]
 
 
 def measured(op: str, peers=None, length: int = 5):
@@ -242,6 +242,75 @@ def test_every_op_has_ours_first_and_inputs_of_its_shapes():
         assert cotangent.shape[:2] == (4, length)
     with pytest.raises(ValueError, match="no op 'attention'"):
         make_inputs("attention", 1, Sizes())
+
+
+def test_the_reference_is_left_where_it_has_no_room():
+    from benchmarks.kernels.cases import LARGE, OPS, Sizes, reference_of
+
+    assert {reference_of(op, 4096, Sizes()) for op in OPS} == {"reference"}
+    assert {op: reference_of(op, 4096, LARGE) for op in OPS} == dict.fromkeys(OPS, "xla_chunked") | {
+        "causal_conv1d": "reference"
+    }
+
+
+@pytest.mark.slow
+def test_our_kernels_for_the_delta_rule_are_right():
+    """Interpreted, at the narrowest shapes that they take, as they are prepared for timing: values and gradients."""
+    from benchmarks.kernels.cases import PEERS, Sizes, make_inputs
+    from benchmarks.kernels.measure import TOLERANCE, errors
+    from benchmarks.kernels.prepare import TRAINING, prepare, reference
+    from zoo.ops import mosaic_gpu
+
+    arrays, cotangent = make_inputs("gated_delta_rule", 70, Sizes(batch=1, heads=1))
+    expected = reference("gated_delta_rule", arrays, cotangent, "xla_chunked")
+    peers = [peer for peer in PEERS if peer.implementation == "mosaic_gpu" and peer.op == "gated_delta_rule"]
+    assert len(peers) == 2
+    for peer in peers:
+        with mosaic_gpu.interpreted():
+            call = prepare(peer, TRAINING, arrays, cotangent)
+        found = errors(call.fetch(), expected)
+        assert set(found) == {"y", "dq", "dk", "dv", "dbeta"}
+        assert max(found.values()) <= TOLERANCE[peer.dtype], (peer.name, found)
+
+
+@pytest.mark.slow
+def test_our_kernels_for_the_scan_are_right():
+    """Interpreted, as they are prepared for timing, from float32 and from bfloat16 arrays."""
+    from benchmarks.kernels.cases import PEERS, Sizes, make_inputs
+    from benchmarks.kernels.measure import TOLERANCE, errors
+    from benchmarks.kernels.prepare import TRAINING, prepare, reference
+    from zoo.ops import mosaic_gpu
+
+    arrays, cotangent = make_inputs("selective_scan", 40, Sizes(batch=1, width=64, states=8))
+    expected = reference("selective_scan", arrays, cotangent)
+    peers = [peer for peer in PEERS if peer.implementation == "mosaic_gpu" and peer.op == "selective_scan"]
+    assert [peer.dtype for peer in peers] == ["float32", "bfloat16"]
+    for peer in peers:
+        with mosaic_gpu.interpreted():
+            call = prepare(peer, TRAINING, arrays, cotangent)
+        found = errors(call.fetch(), expected)
+        assert set(found) == {"y", *(f"d{name}" for name in arrays)}
+        assert max(found.values()) <= TOLERANCE[peer.dtype], (peer.name, found)
+
+
+def test_what_a_peer_takes_is_cast_before_it_is_timed():
+    """Only arrays with an axis T, and the cotangent; what comes back is float32."""
+    from benchmarks.kernels.cases import TINY, make_inputs, peers_of
+    from benchmarks.kernels.prepare import TRAINING, prepare
+
+    arrays, cotangent = make_inputs("selective_scan", 5, TINY)
+    peer = next(peer for peer in peers_of("selective_scan") if peer.name == "zoo, bfloat16")
+    seen = {}
+
+    def look(**given):
+        seen.update({name: str(x.dtype) for name, x in given.items()})
+        return given["u"] * given["D"].astype(given["u"].dtype)
+
+    fetched = prepare(peer, TRAINING, arrays, cotangent, look).fetch()
+    assert {name for name, dtype in seen.items() if dtype == "bfloat16"} == {"u", "dt", "B", "C", "z"}
+    assert {name for name, dtype in seen.items() if dtype == "float32"} == {"A", "D", "dt_bias"}
+    assert {str(x.dtype) for x in fetched.values()} == {"float32"}
+    assert np.abs(fetched["y"] - arrays["u"] * arrays["D"]).max() <= 2e-2
 
 
 def test_the_command_refuses_unknown_names(run_python):

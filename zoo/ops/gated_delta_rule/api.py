@@ -10,10 +10,26 @@ from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, accumulatio
 from zoo.ops.segments import segment_starts
 from zoo.typing import Array, Bool, Float, Int
 
+
+# Imported where they are called, as nothing else needs Pallas, and its API for GPUs may change.
+def _by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.gated_delta_rule import hopper
+
+    return hopper.run(problem, marks, options)
+
+
+def _by_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.gated_delta_rule import hopper
+
+    return hopper.run_or_xla(problem, marks, options)
+
+
 _TABLE = {
     "xla": xla.default,
     "xla_sequential": xla.by_token,
     "xla_chunked": xla.by_chunks,
+    "mosaic_gpu": _by_kernels,
+    "mosaic_gpu_or_xla": _by_kernels_or_xla,
     "reference": reference.run,
 }
 _KINDS = {jnp.floating: "floating point numbers", jnp.bool_: "booleans, True at real tokens", jnp.integer: "integers"}
@@ -63,15 +79,21 @@ def gated_delta_rule(
       implementation: "reference" (the recurrence, differentiated by JAX), "xla_chunked" (matrix products inside chunks,
         the state between them; for gradients too), "xla_sequential" (the recurrence; its gradients by chunks), or
         "xla", which is also None: chunked, except on a CPU where no gradient is taken and the states are small.
+        "mosaic_gpu": the recurrence over chunks, forward and back, by kernels for Hopper GPUs, the rest by XLA. It
+        takes K = 64 or 128, V a multiple of 64 and no float64. Products are of numbers of 8 bits where q, k and v are
+        bfloat16 (results right to about 4e-3), else of 16 (1e-5). "mosaic_gpu_or_xla": the same where it can run, else
+        "xla", and the log says why. Neither is chosen by None: they have not been timed yet.
       chunk_size: tokens per chunk; None for what is best on the platform. It changes speed and memory, not the result.
+        "mosaic_gpu" has chunks of 64.
 
     Returns:
       The output [B, T, HV, V] in the dtype of `v`; with `return_state` also the state [B, HV, K, V]. The state and all
       sums are float32, or float64 where an input is.
 
     Raises:
-      ValueError: shapes that do not fit each other, or an unknown implementation.
+      ValueError: shapes that do not fit each other, an unknown implementation, or one that does not take these shapes.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, another array is not floating point.
+      RuntimeError: "mosaic_gpu" without a Hopper GPU.
     """
     op = "gated_delta_rule"
     _check(op, q, k, v, beta, log_decay, initial_state, mask=mask, segment_ids=segment_ids)

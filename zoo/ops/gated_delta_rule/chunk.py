@@ -108,14 +108,16 @@ def decays(chunk: Chunk) -> Decay:
     return Decay(pairs, start, pairs[..., -1, :, None], start[..., -1:, :])
 
 
-def parts(chunk: Chunk, dot: functools.partial) -> Parts:
-    """See `Parts`; `dot` is einsum."""
+def parts(chunk: Chunk, dot: functools.partial, dot_keys: functools.partial = _exact) -> Parts:
+    """See `Parts`; `dot` is einsum, and so is `dot_keys`, for K K^T alone.
+
+    K K^T is inverted: less than full precision there would dominate all other errors, unless the keys have no more.
+    """
     q, k, v, beta, _ = chunk
     decay = decays(chunk)
     bk = beta * k
     attention = dot("...ik,...jk->...ij", q, k) * decay.pairs
-    # K K^T is inverted next: in half precision it would dominate all other errors.
-    lower = _exact("...ik,...jk->...ij", bk, k) * (decay.pairs * np.tri(k.shape[-2], k=-1, dtype=k.dtype))
+    lower = beta * dot_keys("...ik,...jk->...ij", k, k) * (decay.pairs * np.tri(k.shape[-2], k=-1, dtype=k.dtype))
     inverse = inverse_of_unit_lower(lower)
     u = dot("...ij,...jv->...iv", inverse, beta * v)
     w = dot("...ij,...jk->...ik", inverse, bk * decay.start)
@@ -147,7 +149,7 @@ def from_outputs(chunk: Chunk, p: Parts, dy: Array, dot: functools.partial) -> t
 
 
 def gradients(
-    chunk: Chunk, p: Parts, state: Array, n: Array, dy: Array, dn: Array, dafter: Array, dot: functools.partial
+    chunk: Chunk, p: Parts, state: Array, n: Array, dy: Array, dx: Array, dafter: Array, dot: functools.partial
 ) -> Chunk:
     """Gradients of the chunk's inputs.
 
@@ -168,13 +170,12 @@ def gradients(
       state: S.
       n: N.
       dy: gradient of the outputs.
-      dn: gradient of N.
+      dx: gradient of X, T^T dN.
       dafter: gradient of S'.
       dot: einsum.
     """
     q, k, v, beta, log_decay = chunk
     pairs = p.decay.pairs
-    dx = dot("...ij,...iv->...jv", p.inverse, dn)
     dattention = dot("...iv,...jv->...ij", dy, n)
     dlower = dot("...iv,...jv->...ij", dx, n) * -np.tri(q.shape[-2], k=-1, dtype=q.dtype)
     dscores, dlower_scores = dattention * pairs, dlower * pairs

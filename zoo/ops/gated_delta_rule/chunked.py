@@ -105,13 +105,13 @@ def make_plan(length: int, options: Options, chunk_size: int, chunks_per_block: 
 @functools.partial(jax.jit, static_argnames=("options", "plan"))  # traced once for all layers of a model
 def forward(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tuple[Array, Array, Array]:
     """Output [B, T, HV, V] in the dtype of v, the last state, the states before each block [blocks, B, HV, K, V]."""
-    problem, marks, length = _padded(problem, marks, plan)
+    problem, marks, length = padded(problem, marks, plan)
     dot = functools.partial(jnp.einsum, precision=matmul_precision(*problem[:3]))
 
     def block(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         state, y, states = carry
         states = jax.lax.dynamic_update_index_in_dim(states, state, i, axis=0)
-        chunks, real, _ = _load(problem, marks, options, plan, i, state.dtype)
+        chunks, real, _ = load(problem, marks, options, plan, i, state.dtype)
         parts = one.parts(chunks, dot)
         befores, ns, state = _states(parts.path, state, plan, dot)
         found = plan.join(one.outputs(chunks.q, parts, befores, ns, dot)).astype(y.dtype)
@@ -120,7 +120,7 @@ def forward(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tup
     state = problem.state
     start = state, jnp.zeros_like(problem.v), jnp.zeros((plan.blocks, *state.shape), state.dtype)
     state, y, states = jax.lax.fori_loop(0, plan.blocks, block, start)
-    return _unpadded(y, length, plan), state, states
+    return unpadded(y, length, plan), state, states
 
 
 @functools.partial(jax.jit, static_argnames=("options", "plan"))
@@ -128,52 +128,55 @@ def backward(
     problem: Problem, marks: Marks, states: Array, dy: Array, dstate: Array, options: Options, plan: Plan
 ) -> Problem:
     """Gradients of the problem, from those of the output and of the last state."""
-    problem, marks, length = _padded(problem, marks, plan)
-    dy = _pad(dy, plan)
+    problem, marks, length = padded(problem, marks, plan)
+    dy = pad(dy, plan)
     dot = functools.partial(jnp.einsum, precision=matmul_precision(*problem[:3]))
     dtype = states.dtype
 
     def block(j: Array, carry: tuple[list[Array | None], Array]) -> tuple[list[Array | None], Array]:
         found, dstate = carry
         i = plan.blocks - 1 - j
-        chunks, real, raw = _load(problem, marks, options, plan, i, dtype)
+        chunks, real, raw = load(problem, marks, options, plan, i, dtype)
         parts = one.parts(chunks, dot)
         befores, ns, _ = _states(parts.path, states[i], plan, dot)
         dys = plan.split(where(real, plan.cut(dy, i).astype(dtype)))
         dns, dafters, dstate = _gradients_of_states(chunks, parts, dys, dstate, plan, dot)
-        gradients = one.gradients(chunks, parts, befores, ns, dys, dns, dafters, dot)
-        new = _unload(gradients, real, raw, options, plan)
-        return [_lay(plan, x, into, i) for x, into in zip(new, found, strict=True)], dstate
+        dxs = dot("...ij,...iv->...jv", parts.inverse, dns)
+        gradients = one.gradients(chunks, parts, befores, ns, dys, dxs, dafters, dot)
+        new = unload(gradients, real, raw, options, plan)
+        return [lay(plan, x, into, i) for x, into in zip(new, found, strict=True)], dstate
 
     found = [None if x is None else jnp.zeros_like(x) for x in problem[:-1]]
     found, dstate = jax.lax.fori_loop(0, plan.blocks, block, (found, dstate.astype(dtype)))
-    dq, dk, dv, dbeta, dlog = (None if x is None else _unpadded(x, length, plan) for x in found)
+    dq, dk, dv, dbeta, dlog = (None if x is None else unpadded(x, length, plan) for x in found)
     return Problem(dq, dk, dv, dbeta, dlog, dstate)  # pyright: ignore[reportArgumentType]
 
 
-def _lay(plan: Plan, x: Array | None, into: Array | None, block: Array) -> Array | None:
+def lay(plan: Plan, x: Array | None, into: Array | None, block: Array) -> Array | None:
+    """`Plan.lay` in the dtype of `into`; None where there is nothing to lay."""
     return None if x is None or into is None else plan.lay(x.astype(into.dtype), into, block)
 
 
-def _pad(x: Array, plan: Plan) -> Array:
+def pad(x: Array, plan: Plan) -> Array:
     """[B, T, ...] padded to the plan's length, where processing ends."""
     more = plan.length - x.shape[1]
     return jnp.pad(x, [(0, 0), (more, 0) if plan.reverse else (0, more)] + [(0, 0)] * (x.ndim - 2)) if more else x
 
 
-def _unpadded(x: Array, length: int, plan: Plan) -> Array:
+def unpadded(x: Array, length: int, plan: Plan) -> Array:
+    """The opposite of `pad`."""
     return x[:, plan.length - length :] if plan.reverse else x[:, :length]
 
 
-def _padded(problem: Problem, marks: Marks, plan: Plan) -> tuple[Problem, Marks, int]:
+def padded(problem: Problem, marks: Marks, plan: Plan) -> tuple[Problem, Marks, int]:
     """The problem and marks of a length that suits the plan, and their own length. Zeros leave the state as it is."""
     *arrays, state = problem
-    padded = (None if x is None else _pad(x, plan) for x in (*arrays, *marks))
-    q, k, v, beta, log_decay, real, starts = padded
+    longer = (None if x is None else pad(x, plan) for x in (*arrays, *marks))
+    q, k, v, beta, log_decay, real, starts = longer
     return Problem(q, k, v, beta, log_decay, state), Marks(real, starts), problem.q.shape[1]  # pyright: ignore
 
 
-def _load(
+def load(
     problem: Problem, marks: Marks, options: Options, plan: Plan, block: Array, dtype: DType
 ) -> tuple[Chunk, Array | None, tuple[Array, Array]]:
     """The block's chunks as after `split`; bool [B, width], which of its tokens count; q and k as they were."""
@@ -194,10 +197,10 @@ def _load(
     return chunk, real, raw
 
 
-def _unload(
+def unload(
     gradients: Chunk, real: Array | None, raw: tuple[Array, Array], options: Options, plan: Plan
 ) -> tuple[Array, Array, Array, Array, Array | None]:
-    """The gradients [B, width, ...] of what `_load` was given."""
+    """The gradients [B, width, ...] of what `load` was given."""
     dq, dk, dv = (plan.join(x) for x in gradients[:3])
     dbeta = plan.join(gradients.beta[..., 0])
     dlog = None if gradients.log_decay is None else where(real, plan.join(gradients.log_decay))

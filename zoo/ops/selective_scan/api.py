@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from zoo.ops.dispatch import select
 from zoo.ops.segments import segment_starts
 from zoo.ops.selective_scan import chunked, reference, sequential
-from zoo.ops.selective_scan.common import Operands, Options, gated, tokens
+from zoo.ops.selective_scan.common import Operands, Options, gated, tokens, whole_chunks
 from zoo.typing import Array, Bool, Float, Int
 
 DEFAULT_CHUNK_SIZE = 16
@@ -70,14 +70,20 @@ def selective_scan(
       implementation: "xla_sequential" (token by token; for CPUs), "xla_chunked" (all chunks side by side, more work in
         fewer and larger steps; for accelerators), "reference" (a plain `lax.scan`, with its autodiff), or "xla", which
         is also the default: whichever of the first two suits the platform that the program is compiled for.
+        "mosaic_gpu" is one kernel forwards and one backwards for GPUs from Hopper on, with N up to 32 and float32,
+        bfloat16 or float16 operands, and without `segment_ids`. It has been compiled for such GPUs and has been run in
+        an interpreter, but has not been measured, so the default does not choose it. "mosaic_gpu_or_xla" is the same
+        where it can run and "xla" elsewhere, which it says once, with the reason, in the log.
       chunk_size: tokens from one kept state to the next; changes speed and memory, not the result. None for 16.
+        "mosaic_gpu" always keeps one per 32 tokens.
 
     Returns:
       y [B, T, E] in the dtype of `u`, and with `return_state` the state [B, N, E] in float32 (float64).
 
     Raises:
-      ValueError: shapes that do not fit each other, or an unknown implementation.
+      ValueError: shapes that do not fit each other, an unknown implementation, or "mosaic_gpu" for what it cannot take.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, an input is not floating point.
+      RuntimeError: "mosaic_gpu" without a GPU that can run it.
     """
     _check(u, dt, A, B, C, D, z, dt_bias, mask, segment_ids, initial_state, "T")
     run = select(implementation, _TABLE, op="selective_scan", default="xla")
@@ -88,7 +94,7 @@ def selective_scan(
     size = min(size + size % 2, length + length % 2)
     starts = None if segment_ids is None else segment_starts(segment_ids, mask, reverse=reverse)
     operands = Operands(u, dt, A, B, C, D, z, dt_bias, _state(initial_state, u, dt, A), mask, starts)
-    operands = _whole_chunks(operands, size)
+    operands = whole_chunks(operands, size)
     options = Options(dt_softplus, reverse, size)
     y, state = _by_group(run, operands, options) if B.ndim == 4 else run(operands, options)
     y = y[:, :length].astype(u.dtype)
@@ -149,22 +155,6 @@ def _state(state: Array | None, u: Array, dt: Array, A: Array) -> Array:
     return state.astype(jnp.promote_types(dtype, state.dtype) if state.dtype == jnp.float64 else dtype)
 
 
-def _whole_chunks(x: Operands, size: int) -> Operands:
-    """Padded on the right to a multiple of `size`, by tokens that are masked."""
-    batch, length = x.u.shape[:2]
-    extra = -length % size
-    if not extra:
-        return x
-
-    def pad(array: Array | None) -> Array | None:
-        return None if array is None else jnp.pad(array, ((0, 0), (0, extra)) + ((0, 0),) * (array.ndim - 2))
-
-    mask = jnp.ones((batch, length), bool) if x.mask is None else x.mask
-    return x._replace(
-        u=pad(x.u), dt=pad(x.dt), B=pad(x.B), C=pad(x.C), z=pad(x.z), mask=pad(mask), starts=pad(x.starts)
-    )
-
-
 def _by_group(run: Callable[..., Any], x: Operands, options: Options) -> tuple[Array, Array]:
     """Each group of channels by itself, with its own B and C."""
     groups = x.B.shape[2]
@@ -184,6 +174,10 @@ def _by_group(run: Callable[..., Any], x: Operands, options: Options) -> tuple[A
 
 
 def _forward(form: str, x: Operands, options: Options, keep: bool):
+    if form == "mosaic_gpu":
+        from zoo.ops.selective_scan import hopper
+
+        return hopper.forward(x, options, keep)
     forms = {"sequential": sequential.forward, "chunked": chunked.forward}
     run = {name: lambda x, f=f: f(x, options, keep) for name, f in forms.items()}
     if form == "any":
@@ -192,10 +186,15 @@ def _forward(form: str, x: Operands, options: Options, keep: bool):
 
 
 def _backward(form: str, options: Options, saved, cotangents):
+    x, bounds = saved
+    if form == "mosaic_gpu":
+        from zoo.ops.selective_scan import hopper
+
+        dout, dstate = cotangents
+        return (hopper.backward(x, bounds, dout, dstate, options),)
+    args = (x, bounds, *cotangents)
     forms = {"sequential": sequential.backward, "chunked": chunked.backward}
     run = {name: lambda *args, f=f: f(*args, options) for name, f in forms.items()}
-    x, bounds = saved
-    args = (x, bounds, *cotangents)
     gradients = (
         jax.lax.platform_dependent(*args, cpu=run["sequential"], default=run["chunked"])
         if form == "any"
@@ -216,10 +215,42 @@ def _scan_forward(form, x, options):
 
 _scan.defvjp(_scan_forward, _backward)
 
+
+def _kernel(x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel for Hopper, or an error. It is imported here, since its API comes and goes with versions of JAX."""
+    from zoo.ops import mosaic_gpu
+    from zoo.ops.selective_scan import hopper
+
+    mosaic_gpu.require("selective_scan")
+    reason = hopper.unsupported(x)
+    if reason:
+        raise ValueError(f"selective_scan has implementation='mosaic_gpu' only within limits: {reason}.")
+    return _by_kernel(x, options)
+
+
+def _kernel_if_possible(x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel for Hopper, or XLA, with the reason in the log."""
+    from zoo.ops import mosaic_gpu
+    from zoo.ops.selective_scan import hopper
+
+    if mosaic_gpu.usable("selective_scan", hopper.unsupported(x)):
+        return _by_kernel(x, options)
+    return _scan("any", x, options)
+
+
+def _by_kernel(x: Operands, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.selective_scan import hopper
+
+    y, state = cast(Any, _scan("mosaic_gpu", hopper.fitted(x), options))
+    return y[:, : x.u.shape[1], : x.u.shape[2]], state[:, : x.A.shape[1], : x.A.shape[0]]
+
+
 _TABLE = {
     "xla": functools.partial(_scan, "any"),
     "xla_sequential": functools.partial(_scan, "sequential"),
     "xla_chunked": functools.partial(_scan, "chunked"),
+    "mosaic_gpu": _kernel,
+    "mosaic_gpu_or_xla": _kernel_if_possible,
     "reference": reference.run,
 }
 

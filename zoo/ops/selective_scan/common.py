@@ -52,6 +52,22 @@ class Options:
     chunk_size: int = 16
 
 
+def whole_chunks(x: Operands, size: int) -> Operands:
+    """Padded on the right to a multiple of `size` along T, by tokens that are masked."""
+    batch, length = x.u.shape[:2]
+    extra = -length % size
+    if not extra:
+        return x
+
+    def pad(array: Array | None) -> Array | None:
+        return None if array is None else jnp.pad(array, ((0, 0), (0, extra)) + ((0, 0),) * (array.ndim - 2))
+
+    mask = jnp.ones((batch, length), bool) if x.mask is None else x.mask
+    return x._replace(
+        u=pad(x.u), dt=pad(x.dt), B=pad(x.B), C=pad(x.C), z=pad(x.z), mask=pad(mask), starts=pad(x.starts)
+    )
+
+
 class Tokens(NamedTuple):
     """Some tokens' share of the operands, in the dtype of accumulation, and what the scan makes of them.
 

@@ -54,7 +54,7 @@ def softplus(x: Array) -> Array:
     e = jnp.exp(-jnp.abs(x))
     s = e / (2 + e)
     square = s * s
-    series = jnp.float32(1 / 13)
+    series = 1 / 13
     for odd in (11, 9, 7, 5, 3):
-        series = series * square + jnp.float32(1 / odd)
+        series = series * square + 1 / odd
     return jnp.maximum(x, 0) + 2 * (s + s * square * series)

@@ -1,0 +1,291 @@
+"""The gated delta rule by kernels for Hopper: interpreted on a CPU against the float64 reference; lowered for a GPU.
+
+Pallas' interpreter runs the kernels' own code, with its copies, barriers and products. In JAX before 0.12 it knows no
+transposed operands; `zoo.ops.mosaic_gpu.products` then multiplies values. It takes seconds per case, so a case has many
+properties, and most of the sweep is slow.
+"""
+
+import functools
+import logging
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import assert_equal, assert_same, error, rms_error
+
+from zoo.ops import mosaic_gpu
+from zoo.ops.gated_delta_rule import gated_delta_rule
+from zoo.ops.gated_delta_rule.hopper import kernels
+from zoo.ops.gated_delta_rule.hopper.loop import CHUNK
+
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
+EVERYTHING = {"qk_l2norm": True, "reverse": True}
+# Of arrays of 16 bits, and of float32 (which the kernels split into two of 8).
+NARROW, WIDE = "bfloat16", "float32"
+
+
+@pytest.fixture(autouse=True)
+def cached_compilation(compilation_cache):
+    """Most of the time goes into the programs around the kernels."""
+
+
+def operands(length, gated=True, heads=(1, 2), widths=(64, 64), batch=1, seed=0):
+    """All arrays of floats, by name: keys of length 1, decays weak and strong."""
+    rng = np.random.default_rng(seed)
+    k = rng.standard_normal((batch, length, heads[0], widths[0]))
+    found = {
+        "q": rng.standard_normal(k.shape),
+        "k": k / np.linalg.norm(k, axis=-1, keepdims=True),
+        "v": rng.standard_normal((batch, length, heads[1], widths[1])),
+        "beta": rng.uniform(0, 1, (batch, length, heads[1])),
+        "initial_state": rng.standard_normal((batch, heads[1], *widths)),
+    }
+    if gated:
+        found["log_decay"] = -(rng.exponential(size=(batch, length, heads[1])) ** 3)
+    return found
+
+
+def cotangents(given, seed=9):
+    """Of the output and of the last state."""
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(given["v"].shape), rng.standard_normal(given["initial_state"].shape)
+
+
+def marks(length, batch=1):
+    """Padding on both sides and in between, and three segments."""
+    rng = np.random.default_rng(3)
+    return {
+        "mask": rng.random((batch, length)) > 0.2,
+        "segment_ids": np.sort(rng.integers(0, 3, (batch, length)), 1).astype(np.int32),
+    }
+
+
+def with_gradients(implementation, **options):
+    """(output, last state) and the gradients of all operands."""
+
+    def run(given, cotangents, marks):
+        def forward(given):
+            return gated_delta_rule(**given, **marks, return_state=True, implementation=implementation, **options)
+
+        found, pull = jax.vjp(forward, given)
+        return found, pull(jax.tree.map(lambda ct, x: ct.astype(x.dtype), cotangents, found))[0]
+
+    return jax.jit(run)
+
+
+def rounded(tree, dtype):
+    """As arrays of `dtype`, but for the state and its gradient, and the log decays, which are float32."""
+
+    def one(path, x):
+        wide = jax.tree_util.keystr(path) in ("[0]['initial_state']", "[0]['log_decay']", "[1][1]")
+        return jnp.asarray(x, jnp.float32 if wide else dtype)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def exact(arrays, given_marks, **options):
+    """The reference in float64, of the arrays as they were rounded."""
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), arrays)
+        return jax.tree.map(np.asarray, with_gradients("reference", **options)(*double, given_marks))
+
+
+def interpreted(arrays, given_marks, **options):
+    """By kernels; they are compiled once for two calls, whose results are the same to the bit."""
+    with mosaic_gpu.interpreted():
+        run = with_gradients("mosaic_gpu", **options)
+        found = run(*arrays, given_marks)
+        assert_equal(run(*arrays, given_marks), found)
+    return found
+
+
+def check(given, dtype, given_marks, **options):
+    arrays = rounded((given, cotangents(given)), dtype)
+    found, expected = interpreted(arrays, given_marks, **options), exact(arrays, given_marks, **options)
+    if dtype == WIDE:
+        assert_same(found, expected, 2e-5)
+        assert_same(found, expected, 1e-5, measure=rms_error)
+    else:
+        assert_same(found, expected, 8e-3, measure=rms_error)
+        assert_same(found[0], expected[0], 6e-3, measure=rms_error)
+
+
+# --- values and gradients
+
+
+def test_every_gradient_with_everything():
+    """Two chunks of which the second is not full, backwards, decays, grouped values, padding, packed sequences."""
+    check(operands(70), WIDE, marks(70), **EVERYTHING)
+
+
+def test_every_gradient_of_bfloat16():
+    """The budgets of flash-linear-attention, for an op that multiplies numbers of 8 bits."""
+    check(operands(70, seed=1), NARROW, {})
+
+
+def test_every_gradient_without_decays():
+    """Less than a chunk; there is nothing then by which to multiply."""
+    check(operands(33, gated=False, heads=(1, 1)), NARROW, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [WIDE, NARROW])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("length", "heads", "widths", "batch"),
+    [
+        (1, (1, 1), (64, 64), 1),
+        (64, (2, 2), (64, 128), 2),
+        (65, (1, 3), (128, 64), 1),
+        (200, (1, 1), (128, 128), 1),
+        (1090, (1, 1), (64, 64), 1),  # 18 chunks, which XLA works on in two blocks
+    ],
+)
+def test_every_gradient_everywhere(dtype, gated, length, heads, widths, batch):
+    for given_marks, options in (({}, {}), (marks(length, batch), EVERYTHING)):
+        check(operands(length, gated, heads, widths, batch, seed=length), dtype, given_marks, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [WIDE, NARROW])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_correlated_keys_with_beta_2(dtype, sign):
+    """Where powers of K K^T reach 1e30, identical and alternating keys; in bfloat16 what is written cancels, too."""
+    given = operands(100, gated=False, heads=(1, 1))
+    given["k"] = given["k"][:, :1] * float(sign) ** np.arange(100)[:, None, None]
+    given["beta"] = np.full_like(given["beta"], 2)
+    arrays = rounded((given, cotangents(given)), dtype)
+    found, expected = interpreted(arrays, {}), exact(arrays, {})
+    assert_same(found, expected, 3e-4 if dtype == WIDE else 0.1, measure=rms_error)
+
+
+@pytest.mark.slow
+def test_content_of_padding_means_nothing():
+    given, around = operands(70), marks(70)
+    (y, state), mask = cotangents(given), around["mask"]
+
+    def filled(x, content):
+        return np.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, content)
+
+    loud = {name: x if name == "initial_state" else filled(x, np.nan) for name, x in given.items()}
+    found = interpreted(rounded((loud, (filled(y, np.nan), state)), NARROW), around)
+    assert_equal(found, interpreted(rounded((given, (y, state)), NARROW), around))
+    assert not np.asarray(found[0][0], np.float32)[~mask].any()
+
+
+@pytest.mark.slow
+def test_vmap_is_a_loop():
+    """The kernels are launched once, the mapped axis in their batch; XLA may round other sums differently."""
+    several = [operands(66, gated=False, heads=(1, 1), seed=seed) for seed in range(2)]
+    weights = rounded(({}, cotangents(several[0])), NARROW)[1]
+    several = [rounded((given,), NARROW)[0] for given in several]
+    with mosaic_gpu.interpreted():
+        run = with_gradients("mosaic_gpu")
+        mapped = jax.jit(jax.vmap(run, in_axes=(0, None, None)))
+        found = mapped(jax.tree.map(lambda *xs: jnp.stack(xs), *several), weights, {})
+        for index, given in enumerate(several):
+            assert_same(jax.tree.map(lambda x, index=index: x[index], found), run(given, weights, {}), 8e-3)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the interpreter finds races since JAX 0.12")
+@pytest.mark.parametrize(("pieces", "gated", "chunks"), [(1, True, 3), SLOW(2, False, 2)])
+def test_nothing_is_written_that_may_still_be_read(pieces, gated, chunks):
+    """Copies and threads wait for each other, with tiles of two chunks in shared memory (one piece) and of one."""
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape, dtype=jnp.bfloat16):
+        return jnp.asarray(rng.standard_normal(shape) / 10, dtype)
+
+    tokens = CHUNK * chunks
+    q, k, dy = (numbers(pieces, 1, tokens, 1, 64) for _ in range(3))
+    attention, inverse = (numbers(n, chunks, 1, 1, CHUNK, CHUNK) for n in (pieces, 2))
+    rows = numbers(chunks, 1, 1, 4 if gated else 1, CHUNK, dtype=jnp.float32)
+    v, state = dy[0] if pieces == 1 else dy[0].astype(jnp.float32), numbers(1, 1, 64, 64, dtype=jnp.float32)
+
+    def run(given):
+        return (
+            kernels.forward(given, v, state, 1.0),
+            kernels.states(given, v, state),
+            kernels.backward(given, dy, state, 1.0),
+        )
+
+    with mosaic_gpu.interpreted(detect_races=True):
+        found = jax.jit(run)(kernels.Chunks(q, k, attention, inverse, rows))
+        assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(found))
+
+
+# --- for a GPU
+
+
+def lowered(batch, dtype, gated=True, widths=(128, 128)):
+    """The program for a Hopper GPU of a forward pass and all gradients, at T = 4096 and 16 heads."""
+
+    def shape(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype)
+
+    wide = {"q": widths[0], "k": widths[0], "v": widths[1]}
+    given = {name: shape(4096, 16, width) for name, width in wide.items()} | {"beta": shape(4096, 16)}
+    given["initial_state"] = shape(16, *widths, dtype=jnp.float32)
+    if gated:
+        given["log_decay"] = shape(4096, 16, dtype=jnp.float32)
+    with mosaic_gpu.exporting():
+        run = with_gradients("mosaic_gpu", qk_l2norm=True)
+        exported = jax.export.export(run, platforms=["cuda"])(given, (given["v"], given["initial_state"]), {})
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("batch", "dtype", "gated", "widths"),
+    [
+        (8, NARROW, True, (128, 128)),
+        SLOW(8, NARROW, False, (128, 128)),
+        SLOW(8, WIDE, True, (128, 128)),
+        # So few blocks that there are tiles of two chunks in shared memory.
+        SLOW(1, NARROW, True, (128, 256)),
+        SLOW(1, WIDE, False, (64, 64)),
+    ],
+)
+def test_lowers_for_hopper(batch, dtype, gated, widths):
+    """Layouts are found, shared memory suffices; one kernel forward, and two more for the gradients."""
+    assert lowered(batch, dtype, gated, widths).count("stablehlo.custom_call @mosaic_gpu") == 3
+
+
+# --- who gets it
+
+
+class _Device:
+    def __init__(self, platform, capability):
+        self.platform, self.device_kind, self.compute_capability = platform, "a card", capability
+
+
+def test_what_it_does_not_take():
+    given = operands(5)
+    with mosaic_gpu.interpreted():
+
+        def refused(words, **changes):
+            run = functools.partial(gated_delta_rule, implementation="mosaic_gpu")
+            with pytest.raises(ValueError, match=f"implementation='mosaic_gpu' only within limits: {words}"):
+                jax.eval_shape(functools.partial(run, chunk_size=changes.pop("chunk_size", None)), **given | changes)
+
+        refused("K must be 64 or 128; it is 32", **operands(5, widths=(32, 64)))
+        refused("V must be a multiple of 64; it is 96", **operands(5, widths=(64, 96)))
+        refused("chunk_size must be 64 or None; it is 32", chunk_size=32)
+        with jax.enable_x64(True):
+            refused("it computes in float32, not in float64")
+
+
+@pytest.mark.parametrize(("device", "words"), [(("cpu", None), "is a CPU"), (("gpu", "10.0"), "capability 10.0")])
+def test_where_it_does_not_run(monkeypatch, caplog, device, words):
+    """An error for who asks for it, even on a later GPU, which has other products; else XLA, and why."""
+    given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), operands(5))
+    expected = gated_delta_rule(**given)
+    monkeypatch.setattr(jax, "devices", lambda: [_Device(*device)])
+    with pytest.raises(RuntimeError, match=f"gated_delta_rule has implementation='mosaic_gpu'.*{words}"):
+        gated_delta_rule(**given, implementation="mosaic_gpu")
+    mosaic_gpu._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="zoo.ops.mosaic_gpu"):
+        found = gated_delta_rule(**given, implementation="mosaic_gpu_or_xla")
+    assert error(found, expected) == 0
+    assert words in caplog.text

@@ -1,0 +1,334 @@
+"""The one module that touches Pallas' backend for Hopper, Mosaic GPU, whose API changes from one JAX to the next.
+
+A kernel here is a function of references that one warpgroup (128 threads) of a CUDA block runs; its values are arrays
+spread over the threads' registers by a layout. What follows hides what differs between JAX 0.10 and 0.12, and between
+a device and the interpreter on a CPU, which knows no layouts::
+
+    def body(x, y, tile, arrived):
+        copy_in(x.at[pl.ds(0, 64)], tile, arrived)
+        plgpu.barrier_wait(arrived)
+        store(y, 2 * load(tile, MATRIX))
+
+    launch(body, out=(jax.ShapeDtypeStruct(...),), grid=(1,), grid_names=("i",), scratch=(SMEM(...), barrier()))(x)
+
+Where such a kernel runs is asked with `unavailable`; `interpreted` runs it anywhere, slowly, and `exporting` lets it be
+lowered for a GPU where there is none. Importing this module imports the unstable API, so implementations that need it
+are imported when they are called for.
+"""
+
+import contextlib
+import contextvars
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from zoo.typing import Array
+
+__all__ = [
+    "COLUMNS",
+    "MATRIX",
+    "ROWS",
+    "SMEM",
+    "barrier",
+    "cast",
+    "copy_in",
+    "copy_out",
+    "exporting",
+    "interpreted",
+    "interpreting",
+    "launch",
+    "load",
+    "pl",
+    "plgpu",
+    "products",
+    "read_out",
+    "require",
+    "store",
+    "synchronise",
+    "tiled",
+    "transposed",
+    "unavailable",
+    "usable",
+]
+
+# The compute capability from which on the kernels' copies (TMA) exist, and the only one that has WGMMA products.
+_CAPABILITY = (9, 0)
+
+SMEM = plgpu.SMEM
+# [M, K] with M a multiple of 64 and K of 8: a warp has 16 of every 64 rows, and 4 of its threads share each of them.
+MATRIX = plgpu.Layout.WGMMA
+# [M], one value per row of a MATRIX, and [K], one value per column: what sums of a MATRIX over an axis have.
+ROWS = MATRIX.reduce(1)
+COLUMNS = MATRIX.reduce(0)
+
+_interpreting: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("interpreting", default=None)
+_exporting: contextvars.ContextVar[bool] = contextvars.ContextVar("exporting", default=False)
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def interpreted(**options: Any) -> Iterator[None]:
+    """Kernels that are traced inside run in Pallas' interpreter, on a CPU: for tests, a few milliseconds per tile.
+
+    What was traced before keeps its way: `jax.jit` a new function inside.
+
+    Args:
+      options: of the interpreter (`plgpu.InterpretGPUParams`): with `detect_races=True` that of JAX 0.12 raises an
+        error where shared memory is written, or copied into, that may still be read.
+    """
+    token = _interpreting.set(options)
+    try:
+        yield
+    finally:
+        _interpreting.reset(token)
+
+
+@contextlib.contextmanager
+def exporting() -> Iterator[None]:
+    """Kernels that are traced inside are for another machine's GPU (`jax.export`), so none is required here.
+
+    Without a GPU in the process Mosaic GPU takes the target to be sm_90.
+    """
+    token = _exporting.set(True)
+    try:
+        yield
+    finally:
+        _exporting.reset(token)
+
+
+def interpreting() -> bool:
+    """Whether `interpreted` is in force."""
+    return _interpreting.get() is not None
+
+
+def unavailable(*, wgmma: bool = False) -> str | None:
+    """Why kernels cannot run on the default device, or None where they can.
+
+    Args:
+      wgmma: whether they use `products`, which Hopper alone has.
+    """
+    if interpreting() or _exporting.get():
+        return None
+    device = jax.devices()[0]
+    if device.platform not in ("gpu", "cuda"):
+        return f"the default device is a {device.platform.upper()}, not a GPU of compute capability 9.0 or more"
+    capability = getattr(device, "compute_capability", None)
+    try:
+        found = tuple(int(part) for part in str(capability).split("."))
+    except ValueError:
+        return f"{device.device_kind} has no CUDA compute capability"
+    if found < _CAPABILITY:
+        return f"{device.device_kind} has compute capability {capability}; 9.0 (Hopper) or more is needed"
+    if wgmma and found[0] != _CAPABILITY[0]:
+        return f"{device.device_kind} has compute capability {capability}; the products of Hopper, 9.0, are needed"
+    return None
+
+
+def require(op: str, *, wgmma: bool = False) -> None:
+    """Raises RuntimeError, with the reason, where `op` was asked to run a kernel and none can run."""
+    reason = unavailable(wgmma=wgmma)
+    if reason:
+        raise RuntimeError(
+            f"{op} has implementation='mosaic_gpu' for Hopper GPUs only: {reason}. None chooses what suits this device."
+        )
+
+
+def usable(op: str, unsupported: str | None = None, *, wgmma: bool = False) -> bool:
+    """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.
+
+    Args:
+      op: the op's name, for the log.
+      unsupported: why the kernel of `op` does not take these arguments, or None.
+      wgmma: as in `unavailable`.
+    """
+    reason = unavailable(wgmma=wgmma) or unsupported
+    if reason:
+        _log_once(f"{op} runs by XLA instead of its kernel: {reason}.")
+    return not reason
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    _logger.warning(message)
+
+
+def launch(
+    body: Callable[..., None],
+    *,
+    out: Sequence[jax.ShapeDtypeStruct],
+    grid: tuple[int, ...],
+    grid_names: tuple[str, ...],
+    scratch: Sequence[Any] = (),
+    name: str,
+    approx_math: bool = True,
+    semantics: str | None = None,
+    **options: Any,
+) -> Callable[..., tuple[Array, ...]]:
+    """`body` as a function of arrays that runs one CUDA block per point of the grid.
+
+    Args:
+      body: takes a reference per input (in device memory), per output and per element of `scratch`, in this order.
+      out: shapes and dtypes of the outputs.
+      grid: blocks along each axis.
+      grid_names: names of these axes, for `jax.lax.axis_index` in `body`.
+      scratch: what a block has to itself: `SMEM(shape, dtype)`, `barrier()`.
+      name: of the kernel, in profiles.
+      approx_math: `exp2`, `log` and `rsqrt` by the special function unit, to 2 ulp or so, instead of exactly.
+      semantics: "lane" or "warpgroup", who decides on layouts: the code, or an inference over it. None for "lane".
+      options: further arguments of `plgpu.CompilerParams`, and `num_threads`, `thread_name`, `cluster`,
+        `cluster_names` of the launch.
+
+    Returns:
+      A function of the inputs that returns a tuple of the outputs.
+    """
+    launching = {
+        key: options.pop(key) for key in ("num_threads", "thread_name", "cluster", "cluster_names") if key in options
+    }
+    chosen = {"lane": "Lane", "warpgroup": "Warpgroup"}[semantics or "lane"]
+    parameters = plgpu.CompilerParams(
+        approx_math=approx_math, lowering_semantics=getattr(plgpu.LoweringSemantics, chosen), **options
+    )
+    return plgpu.kernel(
+        body,
+        out_type=tuple(out),
+        scratch_types=tuple(scratch),
+        compiler_params=parameters,
+        grid=grid,
+        grid_names=grid_names,
+        kernel_name=name,
+        interpret=_interpreter() if interpreting() else None,
+        **launching,
+    )
+
+
+def _interpreter() -> Any:
+    options = _interpreting.get() or {}
+    public = getattr(plgpu, "InterpretGPUParams", None)
+    if public is not None:
+        return public(**options)
+    # JAX 0.10 has the interpreter, but not under a public name.
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams(**options)
+
+
+def barrier(arrivals: int = 1, count: int = 1) -> Any:
+    """A scratch type: `count` barriers, each of which completes after that many copies."""
+    return plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
+
+
+def copy_in(source: Any, target: Any, arrived: Any) -> None:
+    """Starts a copy from device memory to shared memory, at whose end `arrived` counts one arrival."""
+    plgpu.copy_gmem_to_smem(source, target, arrived)
+
+
+def copy_out(source: Any, target: Any) -> None:
+    """Starts a copy from shared memory to device memory of what the threads wrote before `synchronise`."""
+    plgpu.copy_smem_to_gmem(source, target)
+
+
+def read_out() -> None:
+    """Waits until every `copy_out` has read its source, so that it may be written again after `synchronise`."""
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def synchronise() -> None:
+    """The block's threads wait for each other; what they wrote to shared memory is there for them and for copies."""
+    plgpu.commit_smem()
+
+
+def tiled(tiles: Sequence[tuple[int, ...]], warps: tuple[int, ...], lanes: tuple[int, ...]) -> Any:
+    """A layout of its own, in the terms of Mosaic GPU.
+
+    Args:
+      tiles: an array is cut into tiles of the first shape, the last axes of these into tiles of the second, and so on.
+      warps: the axes, counted from the last, of what results that the 4 warps share out.
+      lanes: those that the 32 threads of a warp share out. The last axis stays with a thread; all others are repeated.
+    """
+    return plgpu.Layout.TILED(plgpu.Tiling(tuple(tiles)), warp_dims=warps, lane_dims=lanes, vector_dim=-1)
+
+
+def load(ref: Any, layout: Any = None) -> Array:
+    """The values of `ref` (or of a part, `ref.at[...]`), in shared or device memory, spread over the threads so.
+
+    Without a layout consecutive values go to consecutive threads; their number is a multiple of 128.
+    """
+    if interpreting():
+        return ref[...]
+    api: Any = plgpu  # the types are those of the JAX at hand
+    if hasattr(plgpu, "store"):  # since JAX 0.12, with `load` by reference alone
+        return api.load(ref, layout=layout, optimized=False)
+    return api.load(ref, (), layout=layout, optimized=False)
+
+
+def store(ref: Any, value: Array) -> None:
+    """Writes `value` to `ref` (or to a part, `ref.at[...]`); the threads wait for each other before and after.
+
+    They do not wait if the kernel was launched with `unsafe_no_auto_barriers`; then `synchronise` is the caller's duty.
+    """
+    api: Any = plgpu
+    if interpreting() or not hasattr(plgpu, "store"):
+        ref[...] = value
+    else:
+        api.store(ref, value, optimized=False)
+
+
+def cast(value: Array, layout: Any) -> Array:
+    """`value`, spread over the threads so."""
+    return value if interpreting() else plgpu.layout_cast(value, layout)
+
+
+class _Transposed(NamedTuple):
+    ref: Any
+
+
+def transposed(ref: Any) -> _Transposed:
+    """A matrix in shared memory as an operand of `products` that is its transpose."""
+    return _Transposed(ref)
+
+
+def products(*sums: Sequence[tuple[Any, Any]]) -> list[Array]:
+    """Σ a @ b over the pairs of each of `sums`, by the tensor cores; all are begun before the first is awaited.
+
+    Args:
+      sums: pairs of matrices in shared memory, a [M, K] and b [K, N] of one 16-bit dtype, M and K multiples of 64, N of
+        8, each of them as it is or `transposed`. What the threads wrote there must be committed (`plgpu.commit_smem`).
+
+    Returns:
+      A float32 MATRIX [M, N] for each of the sums.
+    """
+    shapes = [(_view_shape(pairs[0][0])[0], _view_shape(pairs[0][1])[1]) for pairs in sums]
+    # The interpreter of JAX 0.10 knows no transposed operands.
+    if interpreting() and jax.__version_info__ < (0, 12):
+        return [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in sums]
+
+    def run(*totals: Any) -> list[Array]:
+        for total, pairs in zip(totals, sums, strict=True):
+            for a, b in pairs:
+                plgpu.wgmma(total, _view(a), _view(b))
+        return [total[...] for total in totals]
+
+    return pl.run_scoped(run, *(plgpu.WGMMAAccumulatorRef(shape, jnp.float32) for shape in shapes))
+
+
+def _view_shape(operand: Any) -> tuple[int, ...]:
+    return operand.ref.shape[::-1] if isinstance(operand, _Transposed) else operand.shape
+
+
+def _view(operand: Any) -> Any:
+    if not isinstance(operand, _Transposed):
+        return operand
+    ref = operand.ref
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+
+
+def _value(operand: Any) -> Array:
+    if isinstance(operand, _Transposed):
+        return operand.ref[...].astype(jnp.float32).T
+    return operand[...].astype(jnp.float32)
