@@ -19,6 +19,7 @@ are imported when they are called for.
 import contextlib
 import contextvars
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -66,6 +67,10 @@ MATRIX = plgpu.Layout.WGMMA
 # [M], one value per row of a MATRIX, and [K], one value per column: what sums of a MATRIX over an axis have.
 ROWS = MATRIX.reduce(1)
 COLUMNS = MATRIX.reduce(0)
+
+# JAX 0.10 asks for the index beside the reference, 0.11 warns of it, 0.12 has none.
+_index = inspect.signature(plgpu.load).parameters.get("idx")
+_LOAD_TAKES_INDEX = _index is not None and _index.default is inspect.Parameter.empty
 
 _interpreting: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("interpreting", default=None)
 _exporting: contextvars.ContextVar[bool] = contextvars.ContextVar("exporting", default=False)
@@ -262,9 +267,8 @@ def load(ref: Any, layout: Any = None) -> Array:
     if interpreting():
         return ref[...]
     api: Any = plgpu  # the types are those of the JAX at hand
-    if hasattr(plgpu, "store"):  # since JAX 0.12, with `load` by reference alone
-        return api.load(ref, layout=layout, optimized=False)
-    return api.load(ref, (), layout=layout, optimized=False)
+    index = ((),) if _LOAD_TAKES_INDEX else ()
+    return api.load(ref, *index, layout=layout, optimized=False)
 
 
 def store(ref: Any, value: Array) -> None:
