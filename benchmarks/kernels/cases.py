@@ -11,8 +11,8 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-# The arrays of a scan that have an axis T.
-WIDE = ("u", "dt", "B", "C", "z")
+# The arrays with an axis T, but for log decays.
+WIDE = ("u", "dt", "B", "C", "z", "q", "k", "v", "beta")
 
 OURS = "zoo"
 SCAN = "jax.lax.scan"
@@ -126,31 +126,22 @@ PEERS = (
         for name, dtype in (("mamba-ssm", "float32"), (f"mamba-ssm, {BFLOAT16}", BFLOAT16))
     ),
     Peer("gated_delta_rule", OURS, "jax", "peers_jax:delta_rule_zoo"),
-    Peer(
-        "gated_delta_rule",
-        f"{OURS}, kernels",
-        "jax",
-        "peers_jax:delta_rule_zoo",
-        gpu=True,
-        dtype=BFLOAT16_X3,
-        implementation="mosaic_gpu",
-    ),
-    Peer(
-        "gated_delta_rule",
-        f"{OURS}, kernels, bfloat16",
-        "jax",
-        "peers_jax:delta_rule_zoo_bfloat16",
-        gpu=True,
-        dtype=BFLOAT16,
-        implementation="mosaic_gpu",
-    ),
-    Peer(
-        "gated_delta_rule",
-        f"{OURS}, bfloat16",
-        "jax",
-        "peers_jax:delta_rule_zoo_bfloat16",
-        gpu=True,
-        dtype=BFLOAT16,
+    *(
+        Peer(
+            "gated_delta_rule",
+            name,
+            "jax",
+            "peers_jax:delta_rule_zoo",
+            gpu=True,
+            dtype=dtype,
+            takes="float32" if dtype == BFLOAT16_X3 else dtype,
+            implementation=implementation,
+        )
+        for name, dtype, implementation in (
+            (f"{OURS}, kernels", BFLOAT16_X3, "mosaic_gpu"),
+            (f"{OURS}, kernels, {BFLOAT16}", BFLOAT16, "mosaic_gpu"),
+            (f"{OURS}, {BFLOAT16}", BFLOAT16, None),
+        )
     ),
     Peer("gated_delta_rule", SCAN, "jax", "peers_jax:delta_rule_scan"),
     Peer("gated_delta_rule", DELTA_CHUNKED, "torch", "peers_torch:delta_rule_chunked"),
@@ -169,6 +160,7 @@ PEERS = (
         needs=("fla",),
         gpu=True,
         dtype=BFLOAT16,
+        takes=BFLOAT16,
     ),
     Peer("gated_linear_attention", OURS, "jax", "peers_jax:linear_attention_zoo"),
     Peer("gated_linear_attention", SCAN, "jax", "peers_jax:linear_attention_scan"),
@@ -181,6 +173,7 @@ PEERS = (
         needs=("fla",),
         gpu=True,
         dtype=BFLOAT16,
+        takes=BFLOAT16,
     ),
     Peer("causal_conv1d", OURS, "jax", "peers_jax:conv_zoo"),
     Peer("causal_conv1d", "jax.lax.conv_general_dilated", "jax", "peers_jax:conv_lax"),

@@ -1,7 +1,5 @@
 """The peers that need a GPU and a package with kernels of its own. Written from their documented signatures."""
 
-import torch
-
 
 def _last(x):
     return x.transpose(1, 2).contiguous()
@@ -16,19 +14,17 @@ def selective_scan_mamba_ssm(u, dt, A, B, C, D, z, dt_bias):
 
 
 def delta_rule_fla(q, k, v, beta):
-    """The Triton kernels of flash-linear-attention, which take no float32."""
+    """The Triton kernels of flash-linear-attention, which take bfloat16 and no float32."""
     from fla.ops.delta_rule import chunk_delta_rule
 
-    half = (x.to(torch.bfloat16) for x in (q, k, v, beta))
-    return chunk_delta_rule(*half, scale=q.shape[-1] ** -0.5)[0].float()
+    return chunk_delta_rule(q, k, v, beta, scale=q.shape[-1] ** -0.5)[0]
 
 
 def linear_attention_fla(q, k, v, log_decay):
-    """The Triton kernels of flash-linear-attention, decays in float32."""
+    """The Triton kernels of flash-linear-attention, of bfloat16 arrays and decays in float32."""
     from fla.ops.simple_gla import chunk_simple_gla
 
-    half = (x.to(torch.bfloat16) for x in (q, k, v))
-    return chunk_simple_gla(*half, g=log_decay, scale=q.shape[-1] ** -0.5)[0].float()
+    return chunk_simple_gla(q, k, v, g=log_decay, scale=q.shape[-1] ** -0.5)[0]
 
 
 def conv_cuda(x, w, b):

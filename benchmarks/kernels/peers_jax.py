@@ -20,11 +20,6 @@ def delta_rule_zoo(q, k, v, beta, *, implementation=None):
     return gated_delta_rule(q, k, v, beta, implementation=implementation)
 
 
-def delta_rule_zoo_bfloat16(q, k, v, beta, *, implementation=None):
-    half = (x.astype(jnp.bfloat16) for x in (q, k, v, beta))
-    return delta_rule_zoo(*half, implementation=implementation).astype(jnp.float32)
-
-
 def linear_attention_zoo(q, k, v, log_decay, *, implementation=None):
     from zoo.ops.gated_linear_attention import gated_linear_attention
 

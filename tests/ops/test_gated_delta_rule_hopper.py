@@ -17,6 +17,8 @@ from closeness import assert_equal, assert_same, error, rms_error
 
 from zoo.ops import mosaic_gpu
 from zoo.ops.gated_delta_rule import gated_delta_rule
+from zoo.ops.gated_delta_rule.hopper import kernels
+from zoo.ops.gated_delta_rule.hopper.loop import CHUNK
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 EVERYTHING = {"qk_l2norm": True, "reverse": True}
@@ -150,13 +152,13 @@ def test_every_gradient_everywhere(dtype, gated, length, heads, widths, batch):
 @pytest.mark.parametrize("dtype", [WIDE, NARROW])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_correlated_keys_with_beta_2(dtype, sign):
-    """Where powers of K K^T reach 1e30, identical and alternating keys: what is inverted is never rounded."""
+    """Where powers of K K^T reach 1e30, identical and alternating keys; in bfloat16 what is written cancels, too."""
     given = operands(100, gated=False, heads=(1, 1))
     given["k"] = given["k"][:, :1] * float(sign) ** np.arange(100)[:, None, None]
     given["beta"] = np.full_like(given["beta"], 2)
     arrays = rounded((given, cotangents(given)), dtype)
     found, expected = interpreted(arrays, {}), exact(arrays, {})
-    assert_same(found, expected, 3e-4 if dtype == WIDE else 5e-2, measure=rms_error)
+    assert_same(found, expected, 3e-4 if dtype == WIDE else 0.1, measure=rms_error)
 
 
 @pytest.mark.slow
@@ -185,6 +187,33 @@ def test_vmap_is_a_loop():
         found = mapped(jax.tree.map(lambda *xs: jnp.stack(xs), *several), weights, {})
         for index, given in enumerate(several):
             assert_same(jax.tree.map(lambda x, index=index: x[index], found), run(given, weights, {}), 8e-3)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the interpreter finds races since JAX 0.12")
+@pytest.mark.parametrize(("pieces", "gated", "chunks"), [(1, True, 3), SLOW(2, False, 2)])
+def test_nothing_is_written_that_may_still_be_read(pieces, gated, chunks):
+    """Copies and threads wait for each other, with tiles of two chunks in shared memory (one piece) and of one."""
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape, dtype=jnp.bfloat16):
+        return jnp.asarray(rng.standard_normal(shape) / 10, dtype)
+
+    tokens = CHUNK * chunks
+    q, k, dy = (numbers(pieces, 1, tokens, 1, 64) for _ in range(3))
+    attention, inverse = (numbers(n, chunks, 1, 1, CHUNK, CHUNK) for n in (pieces, 2))
+    rows = numbers(chunks, 1, 1, 4 if gated else 1, CHUNK, dtype=jnp.float32)
+    v, state = dy[0] if pieces == 1 else dy[0].astype(jnp.float32), numbers(1, 1, 64, 64, dtype=jnp.float32)
+
+    def run(given):
+        return (
+            kernels.forward(given, v, state, 1.0),
+            kernels.states(given, v, state),
+            kernels.backward(given, dy, state, 1.0),
+        )
+
+    with mosaic_gpu.interpreted(detect_races=True):
+        found = jax.jit(run)(kernels.Chunks(q, k, attention, inverse, rows))
+        assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(found))
 
 
 # --- for a GPU

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.mosaic_gpu import COLUMNS, MATRIX, ROWS, SMEM, cast, copy_in, load, pl, plgpu, store
+from zoo.ops.mosaic_gpu import COLUMNS, MATRIX, ROWS, SMEM, cast, copy_in, load, pl, plgpu, products, store, transposed
 
 _TILE = (64, 16)
 
@@ -57,6 +57,43 @@ def test_a_kernel_lowered_for_a_gpu(semantics):
     assert "mosaic_gpu" in exported.mlir_module()
 
 
+def _sums_of_products(a, b, c, y, z, a_tile, b_tile, c_tile, arrived):
+    """y = a b + a^T c^T, z = a c^T."""
+    for source, tile in ((a, a_tile), (b, b_tile), (c, c_tile)):
+        copy_in(source, tile, arrived)
+    plgpu.barrier_wait(arrived)
+    both, other = products([(a_tile, b_tile), (transposed(a_tile), transposed(c_tile))], [(a_tile, transposed(c_tile))])
+    store(y, both)
+    store(z, other)
+
+
+def _call_products(semantics):
+    shapes = (64, 64), (64, 128), (128, 64)
+    return mosaic_gpu.launch(
+        _sums_of_products,
+        out=(jax.ShapeDtypeStruct((64, 128), jnp.float32),) * 2,
+        grid=(1,),
+        grid_names=("i",),
+        scratch=(*(SMEM(shape, jnp.bfloat16) for shape in shapes), mosaic_gpu.barrier(3)),
+        name="sums_of_products",
+        semantics=semantics,
+    )
+
+
+def test_products():
+    """Interpreted, of operands as they are and transposed (before JAX 0.12 by value), and lowered."""
+    rng = np.random.default_rng(0)
+    a, b, c = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((64, 64), (64, 128), (128, 64)))
+    with mosaic_gpu.interpreted():
+        found = jax.jit(_call_products("warpgroup"))(a, b, c)
+    wide_a, wide_b, wide_c = (np.asarray(x, np.float64) for x in (a, b, c))
+    np.testing.assert_allclose(found[0], wide_a @ wide_b + wide_a.T @ wide_c.T, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found[1], wide_a @ wide_c.T, rtol=1e-5, atol=1e-4)
+    with mosaic_gpu.exporting():
+        module = jax.export.export(jax.jit(_call_products("warpgroup")), platforms=["cuda"])(a, b, c).mlir_module()
+    assert "mosaic_gpu" in module
+
+
 class _Device:
     def __init__(self, platform, capability=None):
         self.platform, self.device_kind = platform, "a card"
@@ -79,8 +116,11 @@ def test_what_runs_kernels(monkeypatch, device, reason):
     monkeypatch.setattr(jax, "devices", lambda: [device])
     found = mosaic_gpu.unavailable()
     assert found is None if reason is None else reason in (found or "")
+    if reason is None:
+        hopper = device.compute_capability == "9.0"
+        assert (mosaic_gpu.unavailable(wgmma=True) is None) == hopper, "products are those of Hopper alone"
     with mosaic_gpu.exporting():
-        assert mosaic_gpu.unavailable() is None
+        assert mosaic_gpu.unavailable(wgmma=True) is None
 
 
 def test_the_reason_is_raised_or_logged_once(monkeypatch, caplog):

@@ -72,18 +72,22 @@ COLUMNS = MATRIX.reduce(0)
 _index = inspect.signature(plgpu.load).parameters.get("idx")
 _LOAD_TAKES_INDEX = _index is not None and _index.default is inspect.Parameter.empty
 
-_interpreting: contextvars.ContextVar[bool] = contextvars.ContextVar("interpreting", default=False)
+_interpreting: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("interpreting", default=None)
 _exporting: contextvars.ContextVar[bool] = contextvars.ContextVar("exporting", default=False)
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
+def interpreted(**options: Any) -> Iterator[None]:
     """Kernels that are traced inside run in Pallas' interpreter, on a CPU: for tests, a few milliseconds per tile.
 
     What was traced before keeps its way: `jax.jit` a new function inside.
+
+    Args:
+      options: of the interpreter (`plgpu.InterpretGPUParams`): with `detect_races=True` that of JAX 0.12 raises an
+        error where shared memory is written, or copied into, that may still be read.
     """
-    token = _interpreting.set(True)
+    token = _interpreting.set(options)
     try:
         yield
     finally:
@@ -105,7 +109,7 @@ def exporting() -> Iterator[None]:
 
 def interpreting() -> bool:
     """Whether `interpreted` is in force."""
-    return _interpreting.get()
+    return _interpreting.get() is not None
 
 
 def unavailable(*, wgmma: bool = False) -> str | None:
@@ -209,13 +213,14 @@ def launch(
 
 
 def _interpreter() -> Any:
+    options = _interpreting.get() or {}
     public = getattr(plgpu, "InterpretGPUParams", None)
     if public is not None:
-        return public()
+        return public(**options)
     # JAX 0.10 has the interpreter, but not under a public name.
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-    return InterpretGPUParams()
+    return InterpretGPUParams(**options)
 
 
 def barrier(arrivals: int = 1, count: int = 1) -> Any:

@@ -108,14 +108,16 @@ def decays(chunk: Chunk) -> Decay:
     return Decay(pairs, start, pairs[..., -1, :, None], start[..., -1:, :])
 
 
-def parts(chunk: Chunk, dot: functools.partial) -> Parts:
-    """See `Parts`; `dot` is einsum."""
+def parts(chunk: Chunk, dot: functools.partial, dot_keys: functools.partial = _exact) -> Parts:
+    """See `Parts`; `dot` is einsum, and so is `dot_keys`, for K K^T alone.
+
+    K K^T is inverted: less than full precision there would dominate all other errors, unless the keys have no more.
+    """
     q, k, v, beta, _ = chunk
     decay = decays(chunk)
     bk = beta * k
     attention = dot("...ik,...jk->...ij", q, k) * decay.pairs
-    # K K^T is inverted next: in half precision it would dominate all other errors.
-    lower = _exact("...ik,...jk->...ij", bk, k) * (decay.pairs * np.tri(k.shape[-2], k=-1, dtype=k.dtype))
+    lower = beta * dot_keys("...ik,...jk->...ij", k, k) * (decay.pairs * np.tri(k.shape[-2], k=-1, dtype=k.dtype))
     inverse = inverse_of_unit_lower(lower)
     u = dot("...ij,...jv->...iv", inverse, beta * v)
     w = dot("...ij,...jk->...ik", inverse, bk * decay.start)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zoo.ops.mosaic_gpu import MATRIX, SMEM, barrier, copy_in, launch, load, pl, plgpu, store
+from zoo.ops.mosaic_gpu import MATRIX, SMEM, barrier, copy_in, launch, load, pl, plgpu, store, synchronise
 from zoo.typing import Array
 
 # Tokens per chunk, and values per warpgroup: the height of a wgmma tile, and what its registers have room for.
@@ -135,7 +135,7 @@ def run(
             slot = jax.lax.rem(step, stages)
             plgpu.barrier_wait(arrived.at[slot])
             state = body(site(step), [tile.at[slot] for tile in tiles], mine, outs, state)
-            # All products have been awaited, so the tiles have been read.
+            synchronise()  # all threads have read the tiles
             pl.when(step + stages < count)(lambda: fetch(step + stages, slot))
             return state
 

@@ -132,7 +132,7 @@ def _backward(
 
     def block(i: Array, found: list[Array | None]) -> list[Array | None]:
         chunks, real, raw = chunked.load(problem, marks, options, plan, i, jnp.float32)
-        parts = one.parts(chunks, dot)
+        parts = one.parts(chunks, dot, dot)
         before, n, dx, dafter = (_of_block(x, i, plan) for x in (befores, ns, dxs, dafters))
         own = plan.split(jax.lax.dynamic_slice_in_dim(dy, i * plan.width, plan.width, axis=1))
         gradients = one.gradients(chunks, parts, before, n, own, dx, dafter, dot)
@@ -159,7 +159,10 @@ def _pieces(problem: Problem) -> int:
 
 
 def _dot(problem: Problem) -> functools.partial:
-    """The products of XLA: of rounded numbers where those of the kernels are."""
+    """The products of XLA: of rounded numbers where those of the kernels are, with sums in float32.
+
+    The kernels have keys so rounded, so that of K K^T nothing is lost.
+    """
     if _pieces(problem) == 1:
         return functools.partial(_rounded_product)
     return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -176,17 +179,17 @@ def _prepared(problem: Problem, marks: Marks, options: Options, plan: Plan) -> t
 
     def block(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
         chunks, _, _ = chunked.load(problem, marks, options, plan, i, jnp.float32)
-        parts = one.parts(chunks, dot)
-        attention, inverse = (jnp.stack(kernels.split(x, pieces)) for x in (parts.attention, parts.inverse))
-        new = (attention, inverse, _rows(chunks, parts.decay)[None])
+        parts = one.parts(chunks, dot, dot)
+        attention, inverse = kernels.split(parts.attention, pieces), kernels.split(parts.inverse, 2)
+        new = (jnp.stack(attention), jnp.stack(inverse), _rows(chunks, parts.decay)[None])
         return tuple(_into_block(x, into, i, plan) for x, into in zip(new, found, strict=True))
 
     batch, _, heads, _ = problem.v.shape
     gated = problem.log_decay is not None or marks.starts is not None
     of_chunks = plan.blocks * plan.chunks, batch, heads
-    squares = jnp.zeros((pieces, *of_chunks, plan.size, plan.size), jnp.bfloat16)
+    attention, inverse = (jnp.zeros((n, *of_chunks, plan.size, plan.size), jnp.bfloat16) for n in (pieces, 2))
     rows = jnp.zeros((1, *of_chunks, 4 if gated else 1, plan.size), jnp.float32)
-    attention, inverse, rows = jax.lax.fori_loop(0, plan.blocks, block, (squares, squares, rows))
+    attention, inverse, rows = jax.lax.fori_loop(0, plan.blocks, block, (attention, inverse, rows))
     q, k, v = (_in_order(where(marks.real, x), options) for x in problem[:3])
     q, k = (x.astype(jnp.float32) for x in (q, k))
     if options.l2norm:
