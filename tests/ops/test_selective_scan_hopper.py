@@ -126,7 +126,10 @@ def test_spans(reverse, short_code, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_copy_meets_a_tile_in_use(count, short_code, monkeypatch):
-    """Four tiles go through two slots, whose outputs leave from there: copies and threads wait for each other."""
+    """Four tiles go through two slots: none comes into one that threads still read, or is read before it is there.
+
+    Copies out of shared memory the interpreter makes at once, so that whether they are awaited is not tested here.
+    """
     monkeypatch.setattr(spans, "choose", lambda *sizes: count)
     given, cotangents = problem(GATED, batch=1, length=128, width=64, states=8)
     with mosaic_gpu.interpreted(detect_races=True):
