@@ -122,6 +122,22 @@ def test_spans(reverse, short_code, monkeypatch):
     check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING["float32"], **options)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the interpreter finds races since JAX 0.12")
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_copy_meets_a_tile_in_use(count, short_code, monkeypatch):
+    """Four tiles go through two slots: none comes into one that threads still read, or is read before it is there.
+
+    Copies out of shared memory the interpreter makes at once, so that whether they are awaited is not tested here.
+    """
+    monkeypatch.setattr(spans, "choose", lambda *sizes: count)
+    given, cotangents = problem(GATED, batch=1, length=128, width=64, states=8)
+    with mosaic_gpu.interpreted(detect_races=True):
+        run = jax.jit(functools.partial(with_gradients, implementation="mosaic_gpu"))
+        found = jax.block_until_ready(run(given, cotangents))
+    check(found, given, cotangents, ROUNDING["float32"])
+
+
 @pytest.mark.slow
 def test_groups_and_vmap(short_code):
     given, cotangents = problem(GATED, batch=1, length=33, width=128, states=8, groups=2)
