@@ -29,6 +29,7 @@ class Board:
         self._scores: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._seconds: list[float] = []
+        self._together = 1  # runs at a time, the most that there have been
         self._shown = 0.0
         self._live: Any = None
         if sys.stderr.isatty():
@@ -56,6 +57,7 @@ class Board:
     def started(self, cell: Cell) -> None:
         """A cell's process has begun."""
         self._began[cell.id] = time.monotonic()
+        self._together = max(self._together, len(self._began))
         if self._live is None:
             self.line(f"[{self._number(cell)}/{len(self._cells)}] {cell.id}")
 
@@ -82,8 +84,7 @@ class Board:
         waiting = sum(cell.state in ("waiting", "running") for cell in self._cells)
         if not self._seconds or not waiting:
             return ""
-        together = max(1, len(self._began))
-        return f"; about {duration_text(statistics.fmean(self._seconds) * waiting / together)} left"
+        return f"; about {duration_text(statistics.fmean(self._seconds) * waiting / self._together)} left"
 
     def _table(self) -> Any:
         from rich.table import Table

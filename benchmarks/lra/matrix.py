@@ -14,6 +14,7 @@ Exit codes: 0 all done, 1 some failed or were refused, 2 it cannot be run as ask
 """
 
 import argparse
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     # A process that has looked at a GPU holds its memory, and the GPUs are for the runs.
     jax.config.update("jax_platforms", "cpu")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells how each folder is opened
     try:
         with signals_raise():
             return args.run(args)

@@ -13,6 +13,7 @@ Exit codes: 0 confirmed, 1 refused, 2 there is nothing to verify.
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, help="relative difference that figures may have")
     parser.add_argument("--data-dir", type=Path, help="where data lives (default: $ZOO_DATA or ~/.cache/zoo)")
     args = parser.parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells how each folder is opened
     try:
         verdict = verify(args.run, record=args.record, tolerance=args.tolerance, data_dir=args.data_dir)
     except (RunError, CheckpointError, RecordError, ValueError, OSError, RuntimeError) as error:

@@ -421,6 +421,24 @@ def test_the_board_of_a_terminal(run, tmp_path, monkeypatch):
     assert "31.25  step 7  failed  ·" in text
 
 
+def test_the_time_left_is_that_of_as_many_runs_at_a_time_as_there_were(tmp_path, monkeypatch, capsys):
+    from benchmarks.lra import board
+    from benchmarks.lra.cells import Cell
+
+    now = [0.0]
+    monkeypatch.setattr(board.time, "monotonic", lambda: now[0])
+    cells = [Cell(f"c{n}", "x", "last", "toy_mean", n, [], None, "waiting", "why", f"cells/{n}") for n in range(4)]
+    with board.Board(cells, tmp_path) as shown:
+        for cell in cells[:2]:
+            cell.state = "running"
+            shown.started(cell)
+        now[0] = 600.0
+        cells[0].state = "failed"
+        shown.ended(cells[0], {"select": "best", "best": {"test": {"accuracy": 0.5}}})
+    # Three are left, two at a time.
+    assert "c0: done, test accuracy 50.00 % (10 min; about 15 min left)" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_real_runs_killed_once_and_resumed(recipes, run_python, tmp_path):
     """The whole command with real training, killed without warning in the second cell, then run again."""
