@@ -77,7 +77,7 @@ def test_every_source_file_of_the_three_folders_registers_something():
     }
     shared = {
         f"tasks/{name}.py"
-        for name in ("archives", "base", "generated", "images", "packing", "series", "shortcuts", "standin")
+        for name in ("archives", "base", "generated", "images", "packing", "prepared", "series", "shortcuts", "standin")
     }
     around_mixers = {"causal_lm", "encoder_forecaster", "pair_classifier", "sequence_classifier"}
     around_mixers.add("nystromformer_encoder")  # of published weights, for no task

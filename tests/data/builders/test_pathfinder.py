@@ -121,12 +121,16 @@ b.prepare(32, b.PathfinderConfig(name="tiny", difficulty="easy", examples=120, c
     )
     path = os.pathsep.join(part or os.getcwd() for part in sys.path)
     process = subprocess.Popen([sys.executable, "-c", slow + code], env={**os.environ, "PYTHONPATH": path})
+
+    def whole():
+        return [file for file in tmp_path.rglob("chunk-*") if len(file.name) == len("chunk-000000")]
+
     deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("chunk-*")) and time.monotonic() < deadline:
+    while not whole() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = [file for file in tmp_path.rglob("chunk-*") if len(file.name) == len("chunk-000000")]
+    kept = whole()
     assert 0 < len(kept) < 5
     assert not prepared(32, CONFIG, tmp_path).folder.exists()
     kept[0].write_bytes(b"damaged")
