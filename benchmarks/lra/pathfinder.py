@@ -323,10 +323,10 @@ def learn(options: argparse.Namespace) -> dict[str, Any]:
             return self.head(jax.numpy.concatenate([x.mean((1, 2)), x.max((1, 2))], -1))
 
     rules = law(32, "easy")
-    batch, held = 64, 2_000
+    batch, held = 32, 2_000
     drawing = draw(rules, SEED, np.arange(options.count + held))
     images, answers = drawing.images[..., None].astype(np.float32) / 255, drawing.labels.astype(np.int32)
-    rate = optax.warmup_cosine_decay_schedule(0, 3e-3, min(100, options.steps // 2), options.steps)
+    rate = optax.warmup_cosine_decay_schedule(0, 1e-3, min(200, options.steps // 2), options.steps)
     params, state, step, answer = trainer(Network(nnx.Rngs(0)), rate)
 
     def accuracy() -> float:
@@ -450,7 +450,7 @@ def main() -> None:
     for run, count in (
         (statistics, 2_000),
         (classifier, None),
-        (learn, 20_000),
+        (learn, 60_000),
         (labels, 10_000),
         (speed, 200),
         (sheet, None),
@@ -467,7 +467,7 @@ def main() -> None:
             sub.add_argument("--folds", type=int, default=4)
             sub.add_argument("--epochs", type=int, default=30)
         elif run is learn:
-            sub.add_argument("--steps", type=int, default=1_500, help="updates of 64 images (default: 1500)")
+            sub.add_argument("--steps", type=int, default=6_000, help="updates of 32 images (default: 6000)")
         elif run is sheet:
             sub.add_argument("--out", type=Path, default=HERE / "results" / "pathfinder_sheet.png")
     options = parser.parse_args()
