@@ -160,7 +160,7 @@ class ArchiveTask(PreparedTask, ShortcutTask):
     def _read(self, stored: str) -> "RaggedSource":
         """The rows of a stored split; read once, and checked to the last bit."""
         if stored not in self._stored:
-            cut = self._manifest(verify=not self._stored).get("cut", {})
+            cut = self._whole.get("cut", {})
             if self.info.max_len > cut.get("max_len", self.info.max_len):
                 raise DataError(
                     f"{self.prepared.pack} holds {cut['max_len']:,} bytes of each row, and max_len={self.info.max_len} "

@@ -82,8 +82,7 @@ class PreparedTask(abc.ABC):
         if name not in SPLITS:
             raise ValueError(f"{self.name} has no split {name!r}; there are {', '.join(SPLITS)}.")
         if name not in self._kept:
-            # To the last bit, once: that costs a fraction of reading it.
-            self._manifest(verify=not self._kept)
+            _ = self._whole  # checks the files, the first time
             self._kept[name] = self._read_split(name)
         return self._kept[name]
 
@@ -107,6 +106,11 @@ class PreparedTask(abc.ABC):
     def _content(self, name: Split) -> str:
         """What a split's examples are, for `fingerprint`."""
         return self._manifest()["splits"][name]["content_sha256"]
+
+    @functools.cached_property
+    def _whole(self) -> dict[str, Any]:
+        """The manifest, after checking the files to the last bit; once, and that costs a fraction of reading them."""
+        return self._manifest(verify=True)
 
     def _manifest(self, *, verify: bool = False) -> dict[str, Any]:
         return self.prepared.manifest(verify=verify)

@@ -127,12 +127,7 @@ def _forward(plan: Plan, scale: float, site: Site, tiles, own, out, state: Array
     _write(before, state)
     synchronise()
     ks, qs = _multiply((k, before), (q, before))
-    _write(x, _errors(plan, rows, v, ks))
-    synchronise()
-    (written,) = _multiply((inverse, x))
-    _write(n, written)
-    to_end = _to_end(plan, rows, written, x, n)
-    synchronise()
+    to_end = _learn(plan, rows, v, inverse, ks, x, n)
     inner, new = _multiply((attention, n), (_turned(k), to_end))
     y = scale * (qs * _row(rows, _START, qs) if plan.gated else qs) + inner
     read_out()  # the outputs of the chunk before
@@ -150,12 +145,7 @@ def _states(plan: Plan, site: Site, tiles, own, out, state: Array) -> Array:
     synchronise()
     _give(before, out[0], site)
     (ks,) = _multiply((k, before))
-    _write(x, _errors(plan, rows, v, ks))
-    synchronise()
-    (written,) = _multiply((inverse, x))
-    _write(n, written)
-    to_end = _to_end(plan, rows, written, x, n)
-    synchronise()
+    to_end = _learn(plan, rows, v, inverse, ks, x, n)
     _give(n, out[1], site)
     (new,) = _multiply((_turned(k), to_end))
     return _decayed(plan, rows, state) + new
@@ -186,18 +176,17 @@ def _backward(plan: Plan, scale: float, site: Site, tiles, own, out, dstate: Arr
     return _decayed(plan, rows, dstate) + scale * by_queries - by_keys
 
 
-def _errors(plan: Plan, rows: Any, v: Any, ks: Array) -> Array:
-    """X."""
+def _learn(plan: Plan, rows: Any, v: Any, inverse: Any, ks: Array, x: Any, n: Any) -> Any:
+    """N, committed to `n` in shared memory, by way of X in `x`; returns F N, which then is in `x`, or `n` itself."""
     ks = ks * _row(rows, _START, ks) if plan.gated else ks
-    return _row(rows, _BETA, ks) * (load(v.at[0], MATRIX).astype(jnp.float32) - ks)
-
-
-def _to_end(plan: Plan, rows: Any, written: Array, into: Any, n: Any) -> Any:
-    """F N, written `into` shared memory; without decays that is `n`."""
-    if not plan.gated:
-        return n
-    _write(into, written * _row(rows, _END, written))
-    return into
+    _write(x, _row(rows, _BETA, ks) * (load(v.at[0], MATRIX).astype(jnp.float32) - ks))
+    synchronise()
+    (found,) = _multiply((inverse, x))
+    _write(n, found)
+    if plan.gated:
+        _write(x, found * _row(rows, _END, found))
+    synchronise()
+    return x if plan.gated else n
 
 
 def _decayed(plan: Plan, rows: Any, state: Array) -> Array:

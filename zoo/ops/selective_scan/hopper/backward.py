@@ -51,7 +51,6 @@ from zoo.ops.selective_scan.hopper.block import (
 )
 from zoo.typing import Array
 
-WIDE = ("u", "dt", "z", "dout")
 _LN2 = math.log(2)
 _OUTPUTS = ("u", "dt", "z", "b", "c", "rate", "skip", "bias", "first")
 _ROOM = ("delta", "du", "dy", "starts", "parts")
@@ -94,9 +93,9 @@ def run(task: Task, streamed: dict[str, Array], rate: Array, skip: Array, bias: 
         outputs = SimpleNamespace(**{name: next(rest) for name in out})
         held = {name: next(rest) for name in dtypes}
         scratch = SimpleNamespace(**{name: next(rest) for name in _ROOM})
-        _span(task, Stream(task, sources, held, next(rest), WIDE, last_first=True), scratch, given, outputs)
+        _span(task, Stream(task, sources, held, next(rest), last_first=True), scratch, given, outputs)
 
-    scratch = [*slots(task, dtypes, WIDE).values(), *room.values(), mosaic_gpu.barrier(len(dtypes), 2)]
+    scratch = [*slots(task, dtypes).values(), *room.values(), mosaic_gpu.barrier(len(dtypes), 2)]
     launched = mosaic_gpu.launch(
         body,
         out=list(out.values()),

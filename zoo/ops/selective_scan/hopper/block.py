@@ -27,6 +27,8 @@ TILE = 32
 TOGETHER = 8
 # The states are a multiple of this.
 STATES = 8
+# The operands with a value per token and channel.
+WIDE = ("u", "dt", "z", "dout")
 
 # [4, 16, N]: a warp's 8 x 4 threads have 8 channels times 4 pairs of neighbouring states.
 STATE = tiled(((WARPS, PER_WARP, 8), (8, 8), (2,)), warps=(-6,), lanes=(-3, -2))
@@ -95,11 +97,10 @@ class Stream:
 
     Attributes:
       task: the kernel's.
-      sources: [B, T, ...] by name, in device memory; of those in `wide`, [B, T, E / 16, 16], a block has its share, as
+      sources: [B, T, ...] by name, in device memory; of those in `WIDE`, [B, T, E / 16, 16], a block has its share, as
         of "bounds", [T / TILE, B, E / 16, 16, N].
       slots: room for two tiles of each, in shared memory.
       arrived: two barriers that as many copies complete.
-      wide: names.
       last_first: whether the span's tiles are wanted from the last to the first.
     """
 
@@ -107,7 +108,6 @@ class Stream:
     sources: dict[str, Any]
     slots: dict[str, Any]
     arrived: Any
-    wide: Sequence[str]
     last_first: bool = False
 
     def number(self, i: Any) -> Any:
@@ -125,7 +125,7 @@ class Stream:
         example = jax.lax.axis_index("example")
         if name == "bounds":
             return ref.at[self.number(i), example, warps()]
-        return ref.at[example, self.rows(i), warps(), :] if name in self.wide else ref.at[example, self.rows(i)]
+        return ref.at[example, self.rows(i), warps(), :] if name in WIDE else ref.at[example, self.rows(i)]
 
     def start(self, i: Any) -> None:
         """Copies the i-th tile, if there is one, into slot i mod 2, which nobody uses any more."""
@@ -148,7 +148,7 @@ def warps() -> Any:
     return pl.ds(jax.lax.axis_index("block") * WARPS, WARPS)
 
 
-def slots(task: Task, dtypes: Mapping[str, DType], wide: Sequence[str]) -> dict[str, Any]:
+def slots(task: Task, dtypes: Mapping[str, DType]) -> dict[str, Any]:
     """Scratch types of a stream: two tiles of each operand."""
     shapes = {
         "mask": (2, TILE),
@@ -157,7 +157,7 @@ def slots(task: Task, dtypes: Mapping[str, DType], wide: Sequence[str]) -> dict[
         "bounds": (2, WARPS, PER_WARP, task.states),
     }
     return {
-        name: mosaic_gpu.SMEM((2, TILE, WARPS, PER_WARP) if name in wide else shapes[name], dtype)
+        name: mosaic_gpu.SMEM((2, TILE, WARPS, PER_WARP) if name in WIDE else shapes[name], dtype)
         for name, dtype in dtypes.items()
     }
 

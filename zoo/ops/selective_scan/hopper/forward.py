@@ -33,8 +33,6 @@ from zoo.ops.selective_scan.hopper.block import (
 )
 from zoo.typing import Array
 
-WIDE = ("u", "dt", "z")
-
 
 def run(task: Task, streamed: dict[str, Array], rate: Array, skip: Array, bias: Array, first: Array):
     """Runs the kernel.
@@ -59,7 +57,7 @@ def run(task: Task, streamed: dict[str, Array], rate: Array, skip: Array, bias: 
     if task.keep:
         out.append(jax.ShapeDtypeStruct(task.states_shape(task.length // TILE), jnp.float32))
     tile = SMEM((TILE, WARPS, PER_WARP), jnp.float32)
-    scratch = [*slots(task, dtypes, WIDE).values(), tile, tile, tile, mosaic_gpu.barrier(len(dtypes), 2)]
+    scratch = [*slots(task, dtypes).values(), tile, tile, tile, mosaic_gpu.barrier(len(dtypes), 2)]
 
     def body(*refs: Any) -> None:
         count, outputs = len(dtypes), len(out)
@@ -71,7 +69,6 @@ def run(task: Task, streamed: dict[str, Array], rate: Array, skip: Array, bias: 
             dict(zip(dtypes, sources, strict=True)),
             dict(zip(dtypes, held[:count], strict=True)),
             held[-1],
-            WIDE,
         )
         delta, du, sums = held[count:-1]
         room = SimpleNamespace(delta=delta, du=du, sums=sums)

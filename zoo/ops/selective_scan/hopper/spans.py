@@ -35,7 +35,6 @@ from zoo.ops.selective_scan.hopper.block import (
 )
 from zoo.typing import Array
 
-WIDE = ("u", "dt", "z", "dout")
 # Blocks that keep the 132 multiprocessors of a Hopper GPU busy, two on each, and spans that are worth their pass.
 _ENOUGH_BLOCKS = 264
 _FEWEST_SPANS, _FEWEST_TILES = 3, 4
@@ -65,14 +64,14 @@ def ends(task: Task, streamed: dict[str, Array], rate: Array, bias: Array, *, gr
     shape = task.states_shape(task.spans)
     out = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:-1], jnp.float32)]
     tile = SMEM((TILE, WARPS, PER_WARP), jnp.float32)
-    scratch = [*slots(task, dtypes, WIDE).values(), tile, tile, mosaic_gpu.barrier(len(dtypes), 2)]
+    scratch = [*slots(task, dtypes).values(), tile, tile, mosaic_gpu.barrier(len(dtypes), 2)]
 
     def body(*refs: Any) -> None:
         count = len(dtypes)
         sources, held = dict(zip(dtypes, refs, strict=False)), dict(zip(dtypes, refs[count + 4 :], strict=False))
         rate, bias, end, total = refs[count : count + 4]
         delta, value, arrived = refs[2 * count + 4 :]
-        stream = Stream(task, sources, held, arrived, WIDE, last_first=gradient)
+        stream = Stream(task, sources, held, arrived, last_first=gradient)
         _span(task, stream, SimpleNamespace(delta=delta, value=value), gradient, rate, bias, end, total)
 
     launched = mosaic_gpu.launch(
