@@ -13,11 +13,12 @@ def error(found, expected):
 
 
 def rms_error(found, expected):
-    """The root mean square of a - b over that of b; fails as `error` does."""
+    """The root mean square of a - b over that of b; of zeros, 0 or infinity. Fails as `error` does."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape, (found.shape, expected.shape)
     assert np.isfinite(found).all(), "not finite"
-    return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
+    off, size = ((found - expected) ** 2).mean(), (expected**2).mean()
+    return float(np.sqrt(off / size)) if size else 0.0 if not off else np.inf
 
 
 def assert_same(found, expected, tolerance, measure=error):
