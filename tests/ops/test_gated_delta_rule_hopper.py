@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from closeness import assert_equal, assert_same, error, rms_error
 
-from zoo.ops import mosaic_gpu
+from zoo.ops import backend, mosaic_gpu
 from zoo.ops.gated_delta_rule import gated_delta_rule
 from zoo.ops.gated_delta_rule.hopper import kernels
 from zoo.ops.gated_delta_rule.hopper.loop import CHUNK
@@ -288,8 +288,8 @@ def test_where_it_does_not_run(monkeypatch, caplog, device, words):
     monkeypatch.setattr(jax, "devices", lambda: [_Device(*device)])
     with pytest.raises(RuntimeError, match=f"gated_delta_rule has implementation='mosaic_gpu'.*{words}"):
         gated_delta_rule(**given, implementation="mosaic_gpu")
-    mosaic_gpu._log_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="zoo.ops.mosaic_gpu"):
+    backend._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="zoo.ops.backend"):
         found = gated_delta_rule(**given, implementation="mosaic_gpu_or_xla")
     assert error(found, expected) == 0
     assert words in caplog.text

@@ -127,7 +127,7 @@ def test_the_reason_is_raised_or_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(jax, "devices", lambda: [_Device("cpu")])
     with pytest.raises(RuntimeError, match=r"an_op has implementation='mosaic_gpu'.*is a CPU"):
         mosaic_gpu.require("an_op")
-    with caplog.at_level(logging.WARNING, logger="zoo.ops.mosaic_gpu"):
+    with caplog.at_level(logging.WARNING, logger="zoo.ops.backend"):
         assert not mosaic_gpu.usable("another_op")
         assert not mosaic_gpu.usable("another_op")
     assert [record.message.startswith("another_op runs by XLA instead") for record in caplog.records] == [True]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from closeness import assert_equal, assert_same, error
 
-from zoo.ops import mosaic_gpu
+from zoo.ops import backend, mosaic_gpu
 from zoo.ops.selective_scan import selective_scan
 from zoo.ops.selective_scan.hopper import block, spans
 
@@ -223,8 +223,8 @@ def test_without_a_gpu(caplog):
     given, _ = problem(PLAIN, batch=1, length=8, width=4, states=3)
     with pytest.raises(RuntimeError, match="selective_scan has implementation='mosaic_gpu' for Hopper GPUs only"):
         selective_scan(**given, implementation="mosaic_gpu")
-    mosaic_gpu._log_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="zoo.ops.mosaic_gpu"):
+    backend._log_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="zoo.ops.backend"):
         found = [selective_scan(**given, implementation="mosaic_gpu_or_xla") for _ in range(2)]
     assert len(caplog.records) == 1
     assert_equal(found, [selective_scan(**given)] * 2)

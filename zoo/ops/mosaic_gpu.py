@@ -16,12 +16,8 @@ lowered for a GPU where there is none. Importing this module imports the unstabl
 are imported when they are called for.
 """
 
-import contextlib
-import contextvars
-import functools
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +25,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from zoo.ops.backend import Backend
 from zoo.typing import Array
 
 __all__ = [
@@ -72,54 +69,9 @@ COLUMNS = MATRIX.reduce(0)
 _index = inspect.signature(plgpu.load).parameters.get("idx")
 _LOAD_TAKES_INDEX = _index is not None and _index.default is inspect.Parameter.empty
 
-_interpreting: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("interpreting", default=None)
-_exporting: contextvars.ContextVar[bool] = contextvars.ContextVar("exporting", default=False)
-_logger = logging.getLogger(__name__)
 
-
-@contextlib.contextmanager
-def interpreted(**options: Any) -> Iterator[None]:
-    """Kernels that are traced inside run in Pallas' interpreter, on a CPU: for tests, a few milliseconds per tile.
-
-    What was traced before keeps its way: `jax.jit` a new function inside.
-
-    Args:
-      options: of the interpreter (`plgpu.InterpretGPUParams`): with `detect_races=True` that of JAX 0.12 raises an
-        error where shared memory is written, or copied into, that may still be read.
-    """
-    token = _interpreting.set(options)
-    try:
-        yield
-    finally:
-        _interpreting.reset(token)
-
-
-@contextlib.contextmanager
-def exporting() -> Iterator[None]:
-    """Kernels that are traced inside are for another machine's GPU (`jax.export`), so none is required here.
-
-    Without a GPU in the process Mosaic GPU takes the target to be sm_90.
-    """
-    token = _exporting.set(True)
-    try:
-        yield
-    finally:
-        _exporting.reset(token)
-
-
-def interpreting() -> bool:
-    """Whether `interpreted` is in force."""
-    return _interpreting.get() is not None
-
-
-def unavailable(*, wgmma: bool = False) -> str | None:
-    """Why kernels cannot run on the default device, or None where they can.
-
-    Args:
-      wgmma: whether they use `products`, which Hopper alone has.
-    """
-    if interpreting() or _exporting.get():
-        return None
+def _missing(*, wgmma: bool = False) -> str | None:
+    """Why kernels cannot run on the default device; `wgmma` is whether they use `products`, which Hopper alone has."""
     device = jax.devices()[0]
     if device.platform not in ("gpu", "cuda"):
         return f"the default device is a {device.platform.upper()}, not a GPU of compute capability 9.0 or more"
@@ -135,32 +87,11 @@ def unavailable(*, wgmma: bool = False) -> str | None:
     return None
 
 
-def require(op: str, *, wgmma: bool = False) -> None:
-    """Raises RuntimeError, with the reason, where `op` was asked to run a kernel and none can run."""
-    reason = unavailable(wgmma=wgmma)
-    if reason:
-        raise RuntimeError(
-            f"{op} has implementation='mosaic_gpu' for Hopper GPUs only: {reason}. None chooses what suits this device."
-        )
-
-
-def usable(op: str, unsupported: str | None = None, *, wgmma: bool = False) -> bool:
-    """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.
-
-    Args:
-      op: the op's name, for the log.
-      unsupported: why the kernel of `op` does not take these arguments, or None.
-      wgmma: as in `unavailable`.
-    """
-    reason = unavailable(wgmma=wgmma) or unsupported
-    if reason:
-        _log_once(f"{op} runs by XLA instead of its kernel: {reason}.")
-    return not reason
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    _logger.warning(message)
+# Without a GPU in the process Mosaic GPU takes the target of `exporting` to be sm_90. With `detect_races=True` for
+# `interpreted`, JAX 0.12 raises an error where shared memory is written, or copied into, that may still be read.
+_BACKEND = Backend("mosaic_gpu", "Hopper GPUs", _missing)
+interpreted, exporting, interpreting = _BACKEND.interpreted, _BACKEND.exporting, _BACKEND.interpreting
+unavailable, require, usable = _BACKEND.unavailable, _BACKEND.require, _BACKEND.usable
 
 
 def launch(
@@ -213,7 +144,7 @@ def launch(
 
 
 def _interpreter() -> Any:
-    options = _interpreting.get() or {}
+    options = _BACKEND.interpreter_options()
     public = getattr(plgpu, "InterpretGPUParams", None)
     if public is not None:
         return public(**options)
