@@ -17,8 +17,10 @@ from closeness import assert_equal, assert_same, error, rms_error
 
 from zoo.ops import backend, mosaic_gpu
 from zoo.ops.gated_delta_rule import gated_delta_rule
-from zoo.ops.gated_delta_rule.hopper import kernels
-from zoo.ops.gated_delta_rule.hopper.loop import CHUNK
+from zoo.ops.gated_delta_rule.hopper import recurrence
+from zoo.ops.gated_delta_rule.hopper.gradients import gradients
+from zoo.ops.gated_delta_rule.hopper.inverse import pairs
+from zoo.ops.gated_delta_rule.hopper.layout import CHUNK, Tokens
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 EVERYTHING = {"qk_l2norm": True, "reverse": True}
@@ -202,21 +204,20 @@ def test_nothing_is_written_that_may_still_be_read(pieces, gated, chunks):
     def numbers(*shape, dtype=jnp.bfloat16):
         return jnp.asarray(rng.standard_normal(shape) / 10, dtype)
 
-    tokens = CHUNK * chunks
-    q, k, dy = (numbers(pieces, 1, tokens, 1, 64) for _ in range(3))
-    attention, inverse = (numbers(n, chunks, 1, 1, CHUNK, CHUNK) for n in (pieces, 2))
-    rows = numbers(chunks, 1, 1, 4 if gated else 1, CHUNK, dtype=jnp.float32)
+    length = CHUNK * chunks
+    q, k, dy = (numbers(pieces, 1, length, 1, 64) for _ in range(3))
+    rows = numbers(chunks, 1, 1, 6 if gated else 1, CHUNK, dtype=jnp.float32)
     v, state = dy[0] if pieces == 1 else dy[0].astype(jnp.float32), numbers(1, 1, 64, 64, dtype=jnp.float32)
 
-    def run(given):
-        return (
-            kernels.forward(given, v, state, 1.0),
-            kernels.states(given, v, state),
-            kernels.backward(given, dy, state, 1.0),
-        )
+    def run(tokens):
+        between = pairs(tokens)
+        y, last = recurrence.forward(tokens, between, v, state, 1.0)
+        befores, n = recurrence.states(tokens, between, v, state)
+        dx, dafters, dstate = recurrence.backward(tokens, between, dy, last)
+        return y, dstate, gradients(tokens, dy, n, dx, befores, dafters)
 
     with mosaic_gpu.interpreted(detect_races=True):
-        found = jax.jit(run)(kernels.Chunks(q, k, attention, inverse, rows))
+        found = jax.jit(run)(Tokens(q, k, rows))
         assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(found))
 
 
@@ -252,8 +253,8 @@ def lowered(batch, dtype, gated=True, widths=(128, 128)):
     ],
 )
 def test_lowers_for_hopper(batch, dtype, gated, widths):
-    """Layouts are found, shared memory suffices; one kernel forward, and two more for the gradients."""
-    assert lowered(batch, dtype, gated, widths).count("stablehlo.custom_call @mosaic_gpu") == 3
+    """Layouts are found, shared memory suffices; two kernels forward, four for the gradients."""
+    assert lowered(batch, dtype, gated, widths).count("stablehlo.custom_call @mosaic_gpu") == 6
 
 
 # --- who gets it

@@ -33,6 +33,7 @@ __all__ = [
     "MATRIX",
     "ROWS",
     "SMEM",
+    "Matrix",
     "barrier",
     "cast",
     "copy_in",
@@ -40,6 +41,7 @@ __all__ = [
     "exporting",
     "interpreted",
     "interpreting",
+    "iota",
     "launch",
     "load",
     "pl",
@@ -214,56 +216,89 @@ def store(ref: Any, value: Array) -> None:
         api.store(ref, value, optimized=False)
 
 
+def iota(shape: tuple[int, ...], axis: int, layout: Any) -> Array:
+    """int32 indices along an axis, spread over the threads so."""
+    if interpreting():
+        return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
+
+
 def cast(value: Array, layout: Any) -> Array:
     """`value`, spread over the threads so."""
     return value if interpreting() else plgpu.layout_cast(value, layout)
 
 
-class _Transposed(NamedTuple):
+class Matrix(NamedTuple):
+    """A matrix in shared memory as an operand of `products`: `ref` or its part `ref.at[index]`, perhaps transposed."""
+
     ref: Any
+    index: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[rows, columns]."""
+        shape = self.ref.shape[len(self.index) :]
+        return shape[::-1] if self.transposed else shape
 
 
-def transposed(ref: Any) -> _Transposed:
-    """A matrix in shared memory as an operand of `products` that is its transpose."""
-    return _Transposed(ref)
+def transposed(matrix: Any) -> Matrix:
+    """The transpose of a reference to a matrix, or of a `Matrix`, as an operand of `products`."""
+    matrix = _matrix(matrix)
+    return matrix._replace(transposed=not matrix.transposed)
 
 
-def products(*sums: Sequence[tuple[Any, Any]]) -> list[Array]:
+def products(*sums: Sequence[tuple[Any, Any]], onto: Sequence[Array | None] = ()) -> list[Array]:
     """Σ a @ b over the pairs of each of `sums`, by the tensor cores; all are begun before the first is awaited.
 
     Args:
       sums: pairs of matrices in shared memory, a [M, K] and b [K, N] of one 16-bit dtype, M and K multiples of 64, N of
-        8, each of them as it is or `transposed`. What the threads wrote there must be committed (`plgpu.commit_smem`).
+        8, each a reference or a `Matrix`. What the threads wrote there must be committed (`plgpu.commit_smem`).
+      onto: a float32 MATRIX for each of the sums, to whose registers it is added, or None; all None if there are none.
 
     Returns:
       A float32 MATRIX [M, N] for each of the sums.
     """
-    shapes = [(_view_shape(pairs[0][0])[0], _view_shape(pairs[0][1])[1]) for pairs in sums]
-    # The interpreter of JAX 0.10 knows no transposed operands.
-    if interpreting() and jax.__version_info__ < (0, 12):
-        return [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in sums]
+    matrices = [[(_matrix(a), _matrix(b)) for a, b in pairs] for pairs in sums]
+    shapes = [(pairs[0][0].shape[0], pairs[0][1].shape[1]) for pairs in matrices]
 
     def run(*totals: Any) -> list[Array]:
-        for total, pairs in zip(totals, sums, strict=True):
+        for total, pairs in zip(totals, matrices, strict=True):
             for a, b in pairs:
                 plgpu.wgmma(total, _view(a), _view(b))
         return [total[...] for total in totals]
 
-    return pl.run_scoped(run, *(plgpu.WGMMAAccumulatorRef(shape, jnp.float32) for shape in shapes))
+    def begin(totals: Sequence[Any]) -> None:
+        run(*totals)
+
+    starts = [cast(jnp.zeros(shape, jnp.float32), MATRIX) for shape in shapes] if onto else []
+    starts = [zeros if given is None else given for zeros, given in zip(starts, onto, strict=bool(onto))]
+    api: Any = plgpu  # the types are those of the JAX at hand
+    if starts and not interpreting():
+        return pl.run_state(begin)([api.ACC.init(start) for start in starts])
+    accumulators = [api.ACC(shape, jnp.float32) for shape in shapes]
+    if not interpreting():
+        return pl.run_scoped(run, *accumulators)
+    # The interpreter of JAX 0.10 knows no transposed operands, none knows accumulators that begin with a value.
+    if jax.__version_info__ < (0, 12):
+        found = [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in matrices]
+    else:
+        found = pl.run_scoped(run, *accumulators)
+    return [start + total for start, total in zip(starts, found, strict=True)] if starts else found
 
 
-def _view_shape(operand: Any) -> tuple[int, ...]:
-    return operand.ref.shape[::-1] if isinstance(operand, _Transposed) else operand.shape
+def _matrix(operand: Any) -> Matrix:
+    return operand if isinstance(operand, Matrix) else Matrix(operand)
 
 
-def _view(operand: Any) -> Any:
-    if not isinstance(operand, _Transposed):
-        return operand
-    ref = operand.ref
+def _view(operand: Matrix) -> Any:
+    # The part is cut out where it is used: what is given to `run_state` from outside must not be a number.
+    ref = operand.ref.at[operand.index] if operand.index else operand.ref
+    if not operand.transposed:
+        return ref
     return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
 
 
-def _value(operand: Any) -> Array:
-    if isinstance(operand, _Transposed):
-        return operand.ref[...].astype(jnp.float32).T
-    return operand[...].astype(jnp.float32)
+def _value(operand: Matrix) -> Array:
+    value = operand.ref[operand.index or ...].astype(jnp.float32)
+    return value.T if operand.transposed else value

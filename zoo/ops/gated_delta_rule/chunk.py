@@ -85,27 +85,32 @@ class Parts(NamedTuple):
 
 
 def decays(chunk: Chunk) -> Decay:
-    """The decays in a chunk, each to the accuracy of an exponential, however strong others are.
-
-    Differences of running sums lose what is small beside what is large: after one token of -100, float32 leaves the
-    decays of all later pairs 1e-5. So a multiple of a power of two, whose sums and differences are exact, is split off.
-    """
-    size, dtype, log_decay = chunk.k.shape[-2], chunk.k.dtype, chunk.log_decay
+    """The decays in a chunk, each to the accuracy of an exponential, however strong others are."""
+    size, dtype = chunk.k.shape[-2], chunk.k.dtype
     past = np.tri(size, dtype=bool)
-    if log_decay is None:
+    if chunk.log_decay is None:
         one = jnp.ones((*chunk.k.shape[:-2], 1, 1), dtype)
         return Decay(jnp.asarray(past, dtype), one, one, one)
-    largest = size * -lowest_log_decay(dtype)
-    grid = 2.0 ** (np.ceil(np.log2(largest)) - jnp.finfo(dtype).nmant)
-    coarse = jnp.round(log_decay / grid) * grid
-    coarse, fine = (
-        _exact("...j,ij->...i", x, np.tri(size, dtype=dtype)) for x in (coarse, log_decay - coarse)
-    )  # running sums
+    coarse, fine = running_sums(chunk.log_decay)
     exponents = (coarse[..., :, None] - coarse[..., None, :]) + (fine[..., :, None] - fine[..., None, :])
     # Before the exponential, which would overflow above the diagonal.
     pairs = jnp.exp(jnp.where(past, exponents, -jnp.inf))
     start = jnp.exp(coarse + fine)[..., None]
     return Decay(pairs, start, pairs[..., -1, :, None], start[..., -1:, :])
+
+
+def running_sums(log_decay: Array) -> tuple[Array, Array]:
+    """The running sum of log decays [..., c], as a coarse and a fine part.
+
+    Differences of running sums lose what is small beside what is large: after one token of -100, float32 leaves the
+    decays of all later pairs 1e-5. So a multiple of a power of two, whose sums and differences are exact, is split off.
+    """
+    size, dtype = log_decay.shape[-1], log_decay.dtype
+    largest = size * -lowest_log_decay(dtype)
+    grid = 2.0 ** (np.ceil(np.log2(largest)) - jnp.finfo(dtype).nmant)
+    coarse = jnp.round(log_decay / grid) * grid
+    coarse, fine = (_exact("...j,ij->...i", x, np.tri(size, dtype=dtype)) for x in (coarse, log_decay - coarse))
+    return coarse, fine
 
 
 def parts(chunk: Chunk, dot: functools.partial, dot_keys: functools.partial = _exact) -> Parts:
@@ -192,11 +197,11 @@ def gradients(
         inside = np.tri(q.shape[-2], k=-1, dtype=q.dtype) * (p.attention * dattention) + p.lower * dlower
         to_query = inside.sum(-1) - inside.sum(-2) + (q * dq_state + p.bk * dbk_state).sum(-1)
         through = (p.decay.whole * state * dafter).sum((-2, -1))[..., None]
-        dlog = _sum_crossing(to_query, (k * dk_end).sum(-1)) + through
+        dlog = sum_crossing(to_query, (k * dk_end).sum(-1)) + through
     return Chunk(dq, dk, beta * dx, dbeta, dlog)
 
 
-def _sum_crossing(to_query: Array, from_key: Array) -> Array:
+def sum_crossing(to_query: Array, from_key: Array) -> Array:
     """Σ_{i >= t} to_query_i + Σ_{j < t} from_key_j for every token t, [..., c]."""
     size, dtype = to_query.shape[-1], to_query.dtype
     return _exact("...i,it->...t", to_query, np.tri(size, dtype=dtype)) + _exact(

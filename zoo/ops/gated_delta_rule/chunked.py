@@ -208,11 +208,11 @@ def unload(
     if dv.shape[2] > raw[0].shape[2]:
         dq, dk = (x.reshape(*x.shape[:2], raw[0].shape[2], -1, x.shape[-1]).sum(3) for x in (dq, dk))
     if options.l2norm:
-        dq, dk = (_through_norm(x, dx) for x, dx in zip(raw, (dq, dk), strict=True))
+        dq, dk = (through_norm(x, dx) for x, dx in zip(raw, (dq, dk), strict=True))
     return where(real, dq), where(real, dk), where(real, dv), where(real, dbeta), dlog
 
 
-def _through_norm(x: Array, dy: Array) -> Array:
+def through_norm(x: Array, dy: Array) -> Array:
     """The gradient of x, from that of y = x / sqrt(x·x + eps)."""
     r = inverse_norm(x)
     y = x * r

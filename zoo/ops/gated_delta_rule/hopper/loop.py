@@ -4,14 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from zoo.ops.gated_delta_rule.hopper.layout import CHUNK, VALUES, Tokens
 from zoo.ops.mosaic_gpu import MATRIX, SMEM, barrier, copy_in, launch, load, pl, plgpu, store, synchronise
 from zoo.typing import Array
 
-# Tokens per chunk, and values per warpgroup: the height of a wgmma tile, and what its registers have room for.
-CHUNK = 64
-VALUES = 64
 # The multiprocessors of an H100 or H200. A launch of more blocks than that has two at a time on each, of which one
 # computes while the other waits for memory; else there is shared memory to load the next chunk's tiles ahead.
 _MULTIPROCESSORS = 132
@@ -25,6 +22,16 @@ class Site(NamedTuple):
     values: Any
     chunk: Array
     tokens: Any
+
+    @property
+    def of_tokens(self) -> tuple[Any, ...]:
+        """In an array [B, T, HV, V]."""
+        return self.batch, self.tokens, self.head, self.values
+
+    @property
+    def of_chunks(self) -> tuple[Any, ...]:
+        """In an array [n, B, HV, K, V]."""
+        return self.chunk, self.batch, self.head, slice(None), self.values
 
 
 class Input(NamedTuple):
@@ -42,46 +49,34 @@ class Input(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is known of a launch before.
+    """What is known of a launch before: the tokens, and V, the columns of the state."""
 
-    Attributes:
-      pieces: of each operand.
-      chunks: of the sequence.
-      width: K.
-      gated: whether there are decays.
-      group: heads of values for each of keys.
-      grid: (B, HV, V / 64).
-    """
+    tokens: Tokens
+    columns: int
 
-    pieces: int
-    chunks: int
-    width: int
-    gated: bool
-    group: int
-    grid: tuple[int, int, int]
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.tokens.k.shape[-1]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(B, HV, V / 64)."""
+        return (*self.tokens.of_heads[1:], self.columns // VALUES)
 
     @property
     def stages(self) -> int:
         """For how many chunks there are tiles in shared memory."""
         batch, heads, columns = self.grid
-        return 2 if self.pieces == 1 and batch * heads * columns <= _MULTIPROCESSORS else 1
-
-    def operand(self, rows: int = CHUNK) -> Any:
-        """Shared memory for pieces [rows, 64]."""
-        return SMEM((self.pieces, rows, VALUES), jnp.bfloat16)
-
-    def out(self, rows: int) -> jax.ShapeDtypeStruct:
-        """An array [rows, V] of each chunk, in pieces."""
-        batch, heads, columns = self.grid
-        return jax.ShapeDtypeStruct((self.pieces, self.chunks, batch, heads, rows, columns * VALUES), jnp.bfloat16)
+        return 2 if self.tokens.pieces == 1 and batch * heads * columns <= _MULTIPROCESSORS else 1
 
     def keys(self, ref: Any, piece: int, site: Site) -> Any:
         """The tile of an array [P, B, T, H, K]."""
-        return ref.at[piece, site.batch, site.tokens, site.head // self.group]
+        return ref.at[piece, site.batch, site.tokens, site.head // self.tokens.group]
 
     def values(self, ref: Any, piece: int, site: Site) -> Any:
         """The tile of an array [P, B, T, HV, V]."""
-        return ref.at[piece, site.batch, site.tokens, site.head, site.values]
+        return ref.at[(piece, *site.of_tokens)]
 
     def own(self, ref: Any, piece: int, site: Site) -> Any:
         """The tile of an array [P, n, B, HV, rows, columns]."""
@@ -114,7 +109,7 @@ def run(
     Returns:
       The body's outputs and what it returned at the end.
     """
-    count, stages = plan.chunks, plan.stages
+    count, stages = plan.tokens.of_heads[0], plan.stages
     arrivals = sum(one.array.shape[0] for one in inputs)
 
     def kernel(*refs: Any) -> None:
@@ -126,15 +121,18 @@ def run(
             chunk = count - 1 - step if to_first else step
             return Site(batch, head, pl.ds(column * VALUES, VALUES), chunk, pl.ds(chunk * CHUNK, CHUNK))
 
+        def at(tile: Any, slot: Any) -> Any:
+            return tile.at[slot] if stages > 1 else tile
+
         def fetch(step: Any, slot: Any) -> None:
             for one, source, tile in zip(inputs, sources, tiles, strict=True):
                 for piece in range(one.array.shape[0]):
-                    copy_in(one.part(source, piece, site(step)), tile.at[slot, piece], arrived.at[slot])
+                    copy_in(one.part(source, piece, site(step)), at(tile, slot).at[piece], arrived.at[slot])
 
         def chunk(step: Array, state: Array) -> Array:
             slot = jax.lax.rem(step, stages)
             plgpu.barrier_wait(arrived.at[slot])
-            state = body(site(step), [tile.at[slot] for tile in tiles], mine, outs, state)
+            state = body(site(step), [at(tile, slot) for tile in tiles], mine, outs, state)
             synchronise()  # all threads have read the tiles
             pl.when(step + stages < count)(lambda: fetch(step + stages, slot))
             return state
@@ -146,7 +144,8 @@ def run(
         store(end.at[batch, head, :, site(0).values], state)
         plgpu.wait_smem_to_gmem(0)
 
-    tiles = [SMEM((stages, one.array.shape[0], *one.tile), one.array.dtype) for one in inputs]
+    several = (stages,) if stages > 1 else ()
+    tiles = [SMEM((*several, one.array.shape[0], *one.tile), one.array.dtype) for one in inputs]
     return launch(
         kernel,
         out=[*out, jax.ShapeDtypeStruct(state.shape, state.dtype)],

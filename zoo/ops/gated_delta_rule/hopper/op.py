@@ -1,9 +1,9 @@
-"""The gated delta rule on a Hopper GPU: from chunk to chunk by kernels, what is parallel over chunks by XLA.
+"""The gated delta rule on a Hopper GPU, by five kernels.
 
-Forward, XLA makes T and Q K^T ∘ D of all chunks, 64 x 64 numbers each, and one kernel the outputs. For the gradients
-nothing but the inputs is kept: the states before the chunks are computed again, by a second kernel, a third goes back
-through the chunks, and XLA makes the gradients of the inputs from theirs, a block of chunks at a time. The kernels, and
-how they round, are in `kernels`.
+Forward, one makes what is between the tokens of a chunk, for all chunks, and one goes from chunk to chunk. For the
+gradients nothing but the inputs is kept: the first is run again, a third goes over the chunks for their states, a
+fourth back, and a fifth makes the gradients inside all chunks. XLA does what is done token by token: the L2 norm,
+running sums of log decays, padding, and their gradients.
 """
 
 import functools
@@ -16,18 +16,19 @@ import jax.custom_batching
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.gated_delta_rule import chunk as one
 from zoo.ops.gated_delta_rule import chunked, xla
+from zoo.ops.gated_delta_rule.chunk import running_sums, sum_crossing
 from zoo.ops.gated_delta_rule.chunked import Plan
-from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, inverse_norm, where
-from zoo.ops.gated_delta_rule.hopper import kernels
-from zoo.ops.gated_delta_rule.hopper.loop import CHUNK, VALUES
+from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, inverse_norm, ready_log_decay, where
+from zoo.ops.gated_delta_rule.hopper import recurrence
+from zoo.ops.gated_delta_rule.hopper.gradients import gradients
+from zoo.ops.gated_delta_rule.hopper.inverse import pairs
+from zoo.ops.gated_delta_rule.hopper.layout import CHUNK, VALUES, Tokens
+from zoo.ops.gated_delta_rule.hopper.pieces import split
 from zoo.typing import Array
 
 _OP = "gated_delta_rule"
 _WIDTHS = (64, 128)
-# As many chunks as XLA works on at once.
-_CHUNKS_PER_BLOCK = 16
 
 
 def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
@@ -106,11 +107,11 @@ def _batched(function: Callable[..., Any]) -> Callable[..., Any]:
 @functools.partial(jax.jit, static_argnames=("options", "interpreting"))
 def _forward(problem: Problem, marks: Marks, options: Options, interpreting: bool) -> tuple[Array, Array]:
     del interpreting
-    plan = _plan(problem, options)
-    problem, marks, length = chunked.padded(problem, marks, plan)
-    chunks, v = _prepared(problem, marks, options, plan)
-    y, state = kernels.forward(chunks, v, problem.state, options.scale)
-    y = where(marks.real, _in_order(y, options)).astype(problem.v.dtype)
+    length, plan = problem.q.shape[1], _plan(problem, options)
+    problem, marks = _ready(problem, marks, plan)
+    tokens, v = _tokens(problem, options), _values(problem)
+    y, state = recurrence.forward(tokens, pairs(tokens), v, problem.state, options.scale)
+    y = _in_order(where(marks.real, y), plan).astype(problem.v.dtype)
     return chunked.unpadded(y, length, plan), state
 
 
@@ -120,37 +121,50 @@ def _backward(
 ) -> Problem:
     """Gradients of the problem, from those of the output and of the last state."""
     del interpreting
-    plan = _plan(problem, options)
-    problem, marks, length = chunked.padded(problem, marks, plan)
-    pieces, dot = _pieces(problem), _dot(problem)
-    chunks, v = _prepared(problem, marks, options, plan)
-    befores, ns = kernels.states(chunks, v, problem.state)
-    dy = _in_order(where(marks.real, chunked.pad(dy, plan).astype(jnp.float32)), options)
-    dxs, dafters, dstate = kernels.backward(
-        chunks, jnp.stack(kernels.split(dy, pieces)), dstate.astype(jnp.float32), options.scale
-    )
+    given, length, plan = problem, problem.q.shape[1], _plan(problem, options)
+    problem, marks = _ready(problem, marks, plan)
+    tokens, v = _tokens(problem, options), _values(problem)
+    between = pairs(tokens)
+    dy = where(marks.real, _in_order(chunked.pad(dy, plan), plan).astype(jnp.float32))
+    dy = jnp.stack(split(options.scale * dy, tokens.pieces))
+    befores, n = recurrence.states(tokens, between, v, problem.state)
+    dx, dafters, dstate = recurrence.backward(tokens, between, dy, dstate.astype(jnp.float32))
+    inside = gradients(tokens, dy, n, dx, befores, dafters)
 
-    def block(i: Array, found: list[Array | None]) -> list[Array | None]:
-        chunks, real, raw = chunked.load(problem, marks, options, plan, i, jnp.float32)
-        parts = one.parts(chunks, dot, dot)
-        before, n, dx, dafter = (_of_block(x, i, plan) for x in (befores, ns, dxs, dafters))
-        own = plan.split(jax.lax.dynamic_slice_in_dim(dy, i * plan.width, plan.width, axis=1))
-        gradients = one.gradients(chunks, parts, before, n, own, dx, dafter, dot)
-        new = chunked.unload(gradients, real, raw, options, plan)
-        return [chunked.lay(plan, x, into, i) for x, into in zip(new, found, strict=True)]
+    dx = dx.astype(jnp.float32).sum(0)
+    dv = dx * problem.beta.astype(jnp.float32)[..., None]
+    dbeta = (dx * v.astype(jnp.float32)).sum(-1) + _joined(inside.beta.sum(3))
+    dq, dk = (x.reshape(*x.shape[:2], problem.q.shape[2], -1, x.shape[-1]).sum(3) for x in (inside.q, inside.k))
+    if options.l2norm:
+        dq = chunked.through_norm(problem.q.astype(jnp.float32), dq)
+        dk = chunked.through_norm(problem.k.astype(jnp.float32), dk)
+    dlog = None
+    if inside.paths is not None:
+        to_query, from_key, through = (x.sum(3) for x in inside.paths)
+        dlog = _joined(sum_crossing(to_query, from_key) + through.sum(3)[..., None])
 
-    found = [None if x is None else jnp.zeros_like(x) for x in problem[:-1]]
-    found = jax.lax.fori_loop(0, plan.blocks, block, found)
-    dq, dk, dv, dbeta, dlog = (None if x is None else chunked.unpadded(x, length, plan) for x in found)
-    return Problem(dq, dk, dv, dbeta, dlog, dstate)  # pyright: ignore[reportArgumentType]
+    def given_back(x: Array | None, like: Array | None) -> Array | None:
+        if x is None or like is None:
+            return None
+        return chunked.unpadded(_in_order(where(marks.real, x), plan), length, plan).astype(like.dtype)
+
+    found = [given_back(x, like) for x, like in zip((dq, dk, dv, dbeta, dlog), given[:-1], strict=True)]
+    return Problem(*found, dstate)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _plan(problem: Problem, options: Options) -> Plan:
-    """Whole chunks, in blocks of the same number of them."""
+    """Whole chunks, all at once."""
     chunks = math.ceil(problem.q.shape[1] / CHUNK)
-    blocks = math.ceil(chunks / _CHUNKS_PER_BLOCK)
-    chunks = math.ceil(chunks / blocks)
-    return Plan(blocks, chunks, CHUNK, blocks * chunks * CHUNK, options.reverse)
+    return Plan(1, chunks, CHUNK, chunks * CHUNK, options.reverse)
+
+
+def _ready(problem: Problem, marks: Marks, plan: Plan) -> tuple[Problem, Marks]:
+    """Padded to whole chunks, in the order of processing, zeros where tokens are not real; decays in float32."""
+    problem, marks, _ = chunked.padded(problem, marks, plan)
+    *arrays, log_decay = (None if x is None else _in_order(x, plan) for x in problem[:-1])
+    marks = Marks(*(None if x is None else _in_order(x, plan) for x in marks))
+    q, k, v, beta = (where(marks.real, x) for x in arrays)  # pyright: ignore[reportArgumentType]
+    return Problem(q, k, v, beta, ready_log_decay(log_decay, marks, beta, jnp.float32), problem.state), marks
 
 
 def _pieces(problem: Problem) -> int:
@@ -158,67 +172,36 @@ def _pieces(problem: Problem) -> int:
     return 1 if all(x.dtype == jnp.bfloat16 for x in problem[:3]) else 2
 
 
-def _dot(problem: Problem) -> functools.partial:
-    """The products of XLA: of rounded numbers where those of the kernels are, with sums in float32.
-
-    The kernels have keys so rounded, so that of K K^T nothing is lost.
-    """
-    if _pieces(problem) == 1:
-        return functools.partial(_rounded_product)
-    return functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-
-def _rounded_product(equation: str, *arrays: Array) -> Array:
-    narrow = (x.astype(jnp.bfloat16) for x in arrays)
-    return jnp.einsum(equation, *narrow, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
-
-
-def _prepared(problem: Problem, marks: Marks, options: Options, plan: Plan) -> tuple[kernels.Chunks, Array]:
-    """What the kernels read, and the values, [B, T, HV, V] in the order of processing."""
-    pieces, dot = _pieces(problem), _dot(problem)
-
-    def block(i: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
-        chunks, _, _ = chunked.load(problem, marks, options, plan, i, jnp.float32)
-        parts = one.parts(chunks, dot, dot)
-        attention, inverse = kernels.split(parts.attention, pieces), kernels.split(parts.inverse, 2)
-        new = (jnp.stack(attention), jnp.stack(inverse), _rows(chunks, parts.decay)[None])
-        return tuple(_into_block(x, into, i, plan) for x, into in zip(new, found, strict=True))
-
-    batch, _, heads, _ = problem.v.shape
-    gated = problem.log_decay is not None or marks.starts is not None
-    of_chunks = plan.blocks * plan.chunks, batch, heads
-    attention, inverse = (jnp.zeros((n, *of_chunks, plan.size, plan.size), jnp.bfloat16) for n in (pieces, 2))
-    rows = jnp.zeros((1, *of_chunks, 4 if gated else 1, plan.size), jnp.float32)
-    attention, inverse, rows = jax.lax.fori_loop(0, plan.blocks, block, (attention, inverse, rows))
-    q, k, v = (_in_order(where(marks.real, x), options) for x in problem[:3])
-    q, k = (x.astype(jnp.float32) for x in (q, k))
+def _tokens(problem: Problem, options: Options) -> Tokens:
+    q, k = (x.astype(jnp.float32) for x in problem[:2])
     if options.l2norm:
         q, k = (x * inverse_norm(x) for x in (q, k))
-    q, k = (jnp.stack(kernels.split(x, pieces)) for x in (q, k))
-    v = v if pieces == 1 else v.astype(jnp.float32)
-    return kernels.Chunks(q, k, attention, inverse, rows[0]), v
+    q, k = (jnp.stack(split(x, _pieces(problem))) for x in (q, k))
+    rows = [_split(problem.beta.astype(jnp.float32))]
+    if problem.log_decay is not None:
+        coarse, fine = running_sums(_split(problem.log_decay))
+        start = jnp.exp(coarse + fine)
+        end = jnp.exp((coarse[..., -1:] - coarse) + (fine[..., -1:] - fine))
+        rows += [start, end, jnp.broadcast_to(start[..., -1:], start.shape), coarse, fine]
+    return Tokens(q, k, jnp.stack(rows, axis=-2))
 
 
-def _rows(chunks: one.Chunk, decay: one.Decay) -> Array:
-    """`Chunks.rows` of a block."""
-    rows = [chunks.beta]
-    if chunks.log_decay is not None:
-        rows += [decay.start, decay.end, jnp.broadcast_to(decay.whole, decay.start.shape)]
-    return jnp.concatenate(rows, axis=-1).swapaxes(-1, -2)
+def _values(problem: Problem) -> Array:
+    """In the dtype in which the kernels read them."""
+    return problem.v if _pieces(problem) == 1 else problem.v.astype(jnp.float32)
 
 
-def _in_order(x: Array, options: Options) -> Array:
+def _split(x: Array) -> Array:
+    """[B, T, HV] -> [n, B, HV, 64]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, x.shape[2]), (1, 3), (0, 2))
+
+
+def _joined(x: Array) -> Array:
+    """The opposite of `_split`."""
+    x = jnp.moveaxis(x, (0, 2), (1, 3))
+    return x.reshape(x.shape[0], -1, x.shape[3])
+
+
+def _in_order(x: Array, plan: Plan) -> Array:
     """[B, T, ...] from the order of time to that of processing, or back."""
-    return x[:, ::-1] if options.reverse else x
-
-
-def _into_block(x: Array, into: Array, block: Array, plan: Plan) -> Array:
-    """Lays [P, chunks, ...] (without that axis where it is 1) into [P, n, ...]."""
-    x = x[:, None] if plan.chunks == 1 else x
-    return jax.lax.dynamic_update_slice_in_dim(into, x, block * plan.chunks, axis=1)
-
-
-def _of_block(x: Array, block: Array, plan: Plan) -> Array:
-    """The sum of pieces [P, n, ...] in a block, float32, as after `Plan.split`."""
-    x = jax.lax.dynamic_slice_in_dim(x, block * plan.chunks, plan.chunks, axis=1).astype(jnp.float32).sum(0)
-    return x[0] if plan.chunks == 1 else x
+    return x[:, ::-1] if plan.reverse else x

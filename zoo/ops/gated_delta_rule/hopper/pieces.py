@@ -1,0 +1,66 @@
+"""Operands of the tensor cores as sums of bfloat16 arrays, in shared memory.
+
+An operand of a product is one bfloat16 array, or the sum of some: its pieces, the rounded numbers, what rounding left
+of them, rounded, and so on; each has 8 bits more. Of the products of pieces, those below the accuracy of the operands
+are left out. Sums are float32.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zoo.ops.mosaic_gpu import MATRIX, ROWS, Matrix, cast, load, products, store, transposed
+from zoo.typing import Array
+
+
+def split(x: Array, pieces: int) -> list[Array]:
+    """So many bfloat16 arrays whose sum is `x`: to 8 bits for one, to 16 for two."""
+    found = []
+    for _ in range(pieces):
+        found.append(x.astype(jnp.bfloat16))
+        x = x.astype(jnp.float32) - found[-1].astype(jnp.float32)
+    return found
+
+
+def write(ref: Any, x: Array) -> None:
+    """Stores the pieces of `x`, as many as `ref` [pieces, ...] has."""
+    for i, piece in enumerate(split(x, ref.shape[0])):
+        store(ref.at[i], piece)
+
+
+def read(ref: Any) -> Array:
+    """The sum of the pieces, a float32 MATRIX."""
+    first, *others = (load(ref.at[i], MATRIX).astype(jnp.float32) for i in range(ref.shape[0]))
+    return sum(others, first)
+
+
+def multiply(*sums: Any, onto: Sequence[Array | None] = (), exact: bool = False) -> list[Array]:
+    """a @ b for each pair (a, b), and sums of these for lists of pairs; `exact` multiplies all pieces with each other.
+
+    For `onto` see `products`.
+    """
+    lists = [of if isinstance(of, list) else [of] for of in sums]
+    return products(
+        *([pair for a, b in of for pair in _pairs_of_pieces(_pieces(a), _pieces(b), exact)] for of in lists), onto=onto
+    )
+
+
+def turned(ref: Any) -> list[Any]:
+    """The transpose, for `multiply`."""
+    return [transposed(piece) for piece in _pieces(ref)]
+
+
+def row(rows: Any, which: int, shape: tuple[int, ...]) -> Array:
+    """One number per token, for all columns of a MATRIX; `rows` is [1 or 2, R, 64]."""
+    return cast(jax.lax.broadcast_in_dim(load(rows.at[0, which], ROWS), shape, (0,)), MATRIX)
+
+
+def _pieces(operand: Any) -> list[Any]:
+    return operand if isinstance(operand, list) else [Matrix(operand, (i,)) for i in range(operand.shape[0])]
+
+
+def _pairs_of_pieces(a: list[Any], b: list[Any], exact: bool) -> list[tuple[Any, Any]]:
+    most = max(len(a), len(b))
+    return [(a[i], b[j]) for i in range(len(a)) for j in range(len(b)) if exact or i + j < most]
