@@ -274,11 +274,15 @@ def products(*sums: Sequence[tuple[Any, Any]], onto: Sequence[Array | None] = ()
     starts = [cast(jnp.zeros(shape, jnp.float32), MATRIX) for shape in shapes] if onto else []
     starts = [zeros if given is None else given for zeros, given in zip(starts, onto, strict=bool(onto))]
     api: Any = plgpu  # the types are those of the JAX at hand
-    if starts and not interpreting():
-        return pl.run_state(begin)([api.ACC.init(start) for start in starts])
     accumulators = [api.ACC(shape, jnp.float32) for shape in shapes]
     if not interpreting():
-        return pl.run_scoped(run, *accumulators)
+        totals = (
+            pl.run_state(begin)([api.ACC.init(start) for start in starts])
+            if starts
+            else pl.run_scoped(run, *accumulators)
+        )
+        # Or the compiler moves what reads them before the wait, sees that this is wrong, and waits after every product.
+        return list(jax.lax.optimization_barrier(tuple(totals)))
     # The interpreter of JAX 0.10 knows no transposed operands, none knows accumulators that begin with a value.
     if jax.__version_info__ < (0, 12):
         found = [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in matrices]

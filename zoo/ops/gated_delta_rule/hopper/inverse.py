@@ -3,7 +3,7 @@
 T = (I + L)^-1, with L = diag(beta) K K^T ∘ D below the diagonal, is built as in `gated_delta_rule.inverse`: of blocks
 of one token on the diagonal, then pairs of neighbours are merged, all at once, into blocks of twice the size,
 
-    X <- X - X C X,    C = the blocks of L that join the pairs.
+    X <- X - X L X,    of which only those blocks are taken that join the pairs.
 
 The tensor cores multiply the whole of these matrices, of whose 64 x 64 numbers most are zeros in the first merges.
 Their operands are of three pieces, which is right to float32; in two, keys all alike and beta = 2 leave errors of 1 %
@@ -31,6 +31,7 @@ from zoo.ops.mosaic_gpu import (
     COLUMNS,
     MATRIX,
     SMEM,
+    Matrix,
     barrier,
     cast,
     copy_in,
@@ -53,21 +54,21 @@ def pairs(tokens: Tokens) -> Pairs:
     """A and T of all chunks."""
     pieces, width = tokens.pieces, tokens.k.shape[-1]
     chunks, batch, heads = tokens.of_heads
-    tile = SMEM((pieces, CHUNK, width), jnp.bfloat16)
-    square = functools.partial(of_chunks, tokens, *_SQUARE)
+    copies = 2 * pieces * (width // CHUNK)
+
+    def squares(number: int) -> Any:
+        return SMEM((number, *_SQUARE), jnp.bfloat16)
+
     found = launch(
         functools.partial(_pairs, tokens),
-        out=(square(), square(PIECES_OF_INVERSE)),
+        out=(of_chunks(tokens, *_SQUARE), of_chunks(tokens, *_SQUARE, PIECES_OF_INVERSE)),
         grid=(chunks, batch, heads),
         grid_names=("chunk", "batch", "head"),
         scratch=(
-            tile,
-            tile,
+            squares(max(copies, _PIECES)),
             rows_twice(tokens.rows),
-            SMEM((pieces, *_SQUARE), jnp.bfloat16),
-            SMEM((_PIECES, *_SQUARE), jnp.bfloat16),
-            SMEM((_PIECES, *_SQUARE), jnp.bfloat16),
-            barrier(2 * pieces + 2),
+            *(squares(number) for number in (pieces, _PIECES, _PIECES)),
+            barrier(copies + 2),
         ),
         name="delta_rule_pairs",
         semantics="warpgroup",
@@ -75,24 +76,30 @@ def pairs(tokens: Tokens) -> Pairs:
     return Pairs(*found)
 
 
-def _pairs(tokens: Tokens, q, k, rows, attention, inverse, q_tile, k_tile, r, a, x, y, arrived) -> None:
+def _pairs(tokens: Tokens, q, k, rows, attention, inverse, squares, r, a, x, y, arrived) -> None:
     chunk, batch, head = (jax.lax.axis_index(axis) for axis in ("chunk", "batch", "head"))
-    here = pl.ds(chunk * CHUNK, CHUNK)
-    for piece in range(tokens.pieces):
-        for source, tile in ((q, q_tile), (k, k_tile)):
-            copy_in(source.at[piece, batch, here, head // tokens.group], tile.at[piece], arrived)
+    here, width = pl.ds(chunk * CHUNK, CHUNK), tokens.k.shape[-1]
+    # Queries and keys 64 columns at a time, so that they leave room for the pieces of L.
+    parts, free = [], 0
+    for columns in (pl.ds(start, CHUNK) for start in range(0, width, CHUNK)):
+        parts.append(([], []))
+        for source, found in zip((q, k), parts[-1], strict=True):
+            for piece in range(tokens.pieces):
+                copy_in(source.at[piece, batch, here, head // tokens.group, columns], squares.at[free], arrived)
+                found.append(Matrix(squares, (free,)))
+                free += 1
     for copy in range(2):
         copy_in(rows.at[chunk, batch, head], r.at[copy], arrived)
     plgpu.barrier_wait(arrived)
 
     i, j = (iota(_SQUARE, axis, MATRIX) for axis in (0, 1))
     decays = between(r) if tokens.gated else 1.0
-    (scores,) = multiply((q_tile, turned(k_tile)))
+    (scores,) = multiply([(queries, turned(keys)) for queries, keys in parts])
     write(a, jnp.where(j <= i, scores * decays, 0.0))
     # Of one piece or of two: L is inverted, so nothing of it is left out.
-    (lower,) = multiply((k_tile, turned(k_tile)), exact=True)
-    lower = row(r, BETA, _SQUARE) * lower * decays
-    _invert(jnp.where(j < i, lower, 0.0), i ^ j, x, y)
+    (lower,) = multiply([(keys, turned(keys)) for _, keys in parts], exact=True)
+    lower = jnp.where(j < i, row(r, BETA, _SQUARE) * lower * decays, 0.0)
+    _invert(lower, i ^ j, squares, x, y)
     synchronise()
     for piece in range(tokens.pieces):
         copy_out(a.at[piece], attention.at[piece, chunk, batch, head])
@@ -119,19 +126,22 @@ def between(rows: Any) -> Array:
     return jnp.exp(difference(COARSE) + difference(FINE))
 
 
-def _invert(lower: Array, apart: Array, x: Any, y: Any) -> None:
-    """Writes the pieces of (I + L)^-1 to `x`; `y` is for what is between; `apart` is row XOR column."""
+def _invert(lower: Array, apart: Array, squares: Any, x: Any, y: Any) -> None:
+    """Writes the pieces of (I + L)^-1 to `x`; `apart` is row XOR column, `squares` and `y` are for what is between."""
+    minus = [Matrix(squares, (i,)) for i in range(_PIECES)]
+    for i, piece in enumerate(split(-lower, _PIECES)):
+        store(squares.at[i], piece)
 
     def merged(level: Array, inverse: Array) -> Array:
         write(x, inverse)
-        write(y, jnp.where(apart >> level == 1, lower, 0.0))
         synchronise()
-        (half,) = multiply((x, y))
-        write(y, -half)
+        (half,) = multiply((x, minus))
+        write(y, half)
         synchronise()
-        return multiply((y, x), onto=(inverse,))[0]
+        (corners,) = multiply((y, x))
+        return inverse + jnp.where(apart >> level == 1, corners, 0.0)
 
-    single = jnp.where(apart == 0, 1.0, 0.0) - jnp.where(apart == 1, lower, 0.0)
+    single = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, -lower, 0.0))
     inverse = jax.lax.fori_loop(1, CHUNK.bit_length() - 1, merged, single)
     for piece, value in enumerate(split(inverse, PIECES_OF_INVERSE)):
         store(x.at[piece], value)
