@@ -81,7 +81,7 @@ def gated_delta_rule(
         "xla", which is also None: chunked, except on a CPU where no gradient is taken and the states are small.
         "mosaic_gpu": all that is done by chunks, forward and back, by kernels for Hopper GPUs. It takes K = 64 or 128,
         V a multiple of 64 and no float64. Products are of numbers of 8 bits where q, k and v are bfloat16 (results
-        right to about 4e-3), else of 16 (1e-5, gradients of log decays 2e-5). "mosaic_gpu_or_xla": the same where it
+        right to about 4e-3), else of 16 (1e-5, gradients of log decays 3e-5). "mosaic_gpu_or_xla": the same where it
         can run, else "xla", and the log says why. Neither is chosen by None: they have not been timed yet.
       chunk_size: tokens per chunk; None for what is best on the platform. It changes speed and memory, not the result.
         "mosaic_gpu" has chunks of 64.

@@ -150,14 +150,15 @@ def _gradients(tokens: Tokens, steps: int, q, k, rows, of_values, *refs: Any) ->
     key, beta = read(k_tile), row(r, BETA, _SQUARE)
     write(bk, beta * key)
     synchronise()
-    queries, keys = multiply((dp, k_tile), (dl, k_tile))
+    # What these have in common, by rows and by columns, is to cancel in the gradients of log decays.
+    queries, keys = multiply((dp, k_tile), (dl, k_tile), exact=True)
     from_keys = -from_keys
     if gated:
         start = row(r, START, _SQUARE)
         from_queries, from_keys = from_queries * start, from_keys * start
         to_end = to_end * row(r, END, _SQUARE)
     dq, dbk = from_queries + queries, from_keys + keys
-    by_queries, by_keys = multiply((turned(dp), q_tile), (turned(dl), bk))
+    by_queries, by_keys = multiply((turned(dp), q_tile), (turned(dl), bk), exact=True)
     inside = by_queries + by_keys
     store(dq_out, dq)
     store(dk_out, inside + to_end + beta * dbk)
