@@ -174,10 +174,8 @@ def _by_group(run: Callable[..., Any], x: Operands, options: Options) -> tuple[A
 
 
 def _forward(form: str, x: Operands, options: Options, keep: bool):
-    if form == "mosaic_gpu":
-        from zoo.ops.selective_scan import hopper
-
-        return hopper.forward(x, options, keep)
+    if form in _KERNELS:
+        return _KERNELS[form]()[1].forward(x, options, keep)
     forms = {"sequential": sequential.forward, "chunked": chunked.forward}
     run = {name: lambda x, f=f: f(x, options, keep) for name, f in forms.items()}
     if form == "any":
@@ -187,11 +185,8 @@ def _forward(form: str, x: Operands, options: Options, keep: bool):
 
 def _backward(form: str, options: Options, saved, cotangents):
     x, bounds = saved
-    if form == "mosaic_gpu":
-        from zoo.ops.selective_scan import hopper
-
-        dout, dstate = cotangents
-        return (hopper.backward(x, bounds, dout, dstate, options),)
+    if form in _KERNELS:
+        return (_KERNELS[form]()[1].backward(x, bounds, *cotangents, options),)
     args = (x, bounds, *cotangents)
     forms = {"sequential": sequential.backward, "chunked": chunked.backward}
     run = {name: lambda *args, f=f: f(*args, options) for name, f in forms.items()}
@@ -216,32 +211,45 @@ def _scan_forward(form, x, options):
 _scan.defvjp(_scan_forward, _backward)
 
 
-def _kernel(x: Operands, options: Options) -> tuple[Array, Array]:
-    """The kernel for Hopper, or an error. It is imported here, since its API comes and goes with versions of JAX."""
+def _hopper() -> tuple[Any, Any]:
     from zoo.ops import mosaic_gpu
     from zoo.ops.selective_scan import hopper
 
-    mosaic_gpu.require("selective_scan")
-    reason = hopper.unsupported(x)
+    return mosaic_gpu, hopper
+
+
+def _tpu() -> tuple[Any, Any]:
+    from zoo.ops import mosaic_tpu
+    from zoo.ops.selective_scan import tpu
+
+    return mosaic_tpu, tpu
+
+
+# Their backends and the kernels. They are imported when called for, since Pallas' API comes and goes with versions of
+# JAX.
+_KERNELS: dict[str, Callable[[], tuple[Any, Any]]] = {"mosaic_gpu": _hopper, "mosaic_tpu": _tpu}
+
+
+def _kernel(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel of that name, or an error."""
+    backend, kernels = _KERNELS[form]()
+    backend.require("selective_scan")
+    reason = kernels.unsupported(x)
     if reason:
-        raise ValueError(f"selective_scan has implementation='mosaic_gpu' only within limits: {reason}.")
-    return _by_kernel(x, options)
+        raise ValueError(f"selective_scan has implementation={form!r} only within limits: {reason}.")
+    return _by_kernel(form, x, options)
 
 
-def _kernel_if_possible(x: Operands, options: Options) -> tuple[Array, Array]:
-    """The kernel for Hopper, or XLA, with the reason in the log."""
-    from zoo.ops import mosaic_gpu
-    from zoo.ops.selective_scan import hopper
-
-    if mosaic_gpu.usable("selective_scan", hopper.unsupported(x)):
-        return _by_kernel(x, options)
+def _kernel_if_possible(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel of that name, or XLA, with the reason in the log."""
+    backend, kernels = _KERNELS[form]()
+    if backend.usable("selective_scan", kernels.unsupported(x)):
+        return _by_kernel(form, x, options)
     return _scan("any", x, options)
 
 
-def _by_kernel(x: Operands, options: Options) -> tuple[Array, Array]:
-    from zoo.ops.selective_scan import hopper
-
-    y, state = cast(Any, _scan("mosaic_gpu", hopper.fitted(x), options))
+def _by_kernel(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    y, state = cast(Any, _scan(form, _KERNELS[form]()[1].fitted(x), options))
     return y[:, : x.u.shape[1], : x.u.shape[2]], state[:, : x.A.shape[1], : x.A.shape[0]]
 
 
@@ -249,8 +257,8 @@ _TABLE = {
     "xla": functools.partial(_scan, "any"),
     "xla_sequential": functools.partial(_scan, "sequential"),
     "xla_chunked": functools.partial(_scan, "chunked"),
-    "mosaic_gpu": _kernel,
-    "mosaic_gpu_or_xla": _kernel_if_possible,
+    **{name: functools.partial(_kernel, name) for name in _KERNELS},
+    **{f"{name}_or_xla": functools.partial(_kernel_if_possible, name) for name in _KERNELS},
     "reference": reference.run,
 }
 
