@@ -5,9 +5,11 @@ lowered, or compiled by `libtpu`, where there is no TPU. Importing this module i
 implementations that need it are imported when they are called for.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.custom_batching
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -41,4 +43,17 @@ def launch(body: Any, *, name: str, semantics: tuple[str, ...], vmem_limit: int 
     # With options, the interpreter that has the memories of a TPU; else the much faster one that runs XLA's operations.
     chosen = _BACKEND.interpreter_options()
     interpret = api.InterpretParams(**chosen) if chosen else interpreting()
-    return pl.pallas_call(body, name=name, compiler_params=parameters, interpret=interpret, **options)
+    return _batched_first(pl.pallas_call(body, name=name, compiler_params=parameters, interpret=interpret, **options))
+
+
+def _batched_first(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, for which `jax.vmap` puts the axis first: anywhere else it may stand among the two that a TPU tiles."""
+    function = jax.custom_batching.custom_vmap(lambda *arrays: call(*arrays))
+
+    @function.def_vmap
+    def _(size: int, batched: list[bool], *arrays: Any) -> tuple[Any, Any]:
+        axes = [0 if one else None for one in batched]
+        found = _batched_first(jax.vmap(call, in_axes=axes, axis_size=size))(*arrays)
+        return found, jax.tree.map(lambda _: True, found)
+
+    return function

@@ -11,6 +11,7 @@ used up backwards. Sums over time and over channels are added up in VMEM, in a f
 to the bit in every run.
 """
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -18,22 +19,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zoo.ops import mosaic_tpu
-from zoo.ops.mosaic_tpu import pl, pltpu
-from zoo.ops.selective_scan.tpu import forward
+from zoo.ops.mosaic_tpu import pl
 from zoo.ops.selective_scan.tpu.block import (
     CHUNK,
     GROUP,
     GROUPS,
     LANES,
-    SEMANTICS,
     Task,
     clean,
     decays,
     deltas,
+    launch,
     only_real,
     over_channels,
-    own,
     parts_shape,
     put_sum,
     raw_deltas,
@@ -46,7 +44,6 @@ from zoo.ops.selective_scan.tpu.block import (
 from zoo.typing import Array
 
 _LN2 = math.log(2)
-_KINDS = {**forward.KINDS, "dout": "wide", "bounds": "bounds", "last": "state"}
 
 
 def run(task: Task, given: dict[str, Array]) -> dict[str, Array]:
@@ -61,32 +58,26 @@ def run(task: Task, given: dict[str, Array]) -> dict[str, Array]:
       The cotangents by name, du, ddt and, with a gate, dz as these are, db and dc [B, N, T]; w, of the states before
       the first token, and drate, of A, for each example [B, N, E]; dskip and dbias for each example [B, 1, E].
     """
-    specs = task.specs(last_first=True)
-    states, row_ = (task.batch, task.states, task.width), (task.batch, 1, task.width)
-    wide = {f"d{name}": given[name] for name in ("u", "dt", "z") if name in given}
-    out = {name: ("wide", x.shape, x.dtype) for name, x in wide.items()}
-    out |= dict.fromkeys(("db", "dc"), ("narrow", given["b"].shape, jnp.float32))
-    out |= dict.fromkeys(("w", "drate"), ("state", states, jnp.float32))
-    out |= dict.fromkeys(("dskip", "dbias"), ("total", row_, jnp.float32))
-    scratch = task.room() | dict.fromkeys(("delta", "drive"), (CHUNK, task.lanes))
-    scratch |= dict.fromkeys(("dy", "slope"), (GROUP, task.lanes))
-    scratch["states"] = (CHUNK + 1, task.states, task.lanes)
-    scratch |= dict.fromkeys(("by_du", "by_delta", "by_y"), parts_shape(task.lanes))
-
-    def body(*refs: Any) -> None:
-        _chunk(task, own(task, dict(zip([*given, *out, *scratch], refs, strict=True))))
-
-    found = mosaic_tpu.launch(
-        body,
+    states = jax.ShapeDtypeStruct((task.batch, task.states, task.width), jnp.float32)
+    total = jax.ShapeDtypeStruct((task.batch, 1, task.width), jnp.float32)
+    out = {f"d{name}": given[name] for name in ("u", "dt", "z", "b", "c") if name in given}
+    out = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in out.items()}
+    out |= {"w": states, "drate": states, "dskip": total, "dbias": total}
+    scratch = {
+        **dict.fromkeys(("delta", "drive"), (CHUNK, task.lanes)),
+        **dict.fromkeys(("dy", "slope"), (GROUP, task.lanes)),
+        **dict.fromkeys(("by_du", "by_delta", "by_y"), parts_shape(task.lanes)),
+        "states": (CHUNK + 1, task.states, task.lanes),
+    }
+    return launch(
+        task,
+        functools.partial(_chunk, task),
         name="selective_scan_backward",
-        semantics=SEMANTICS,
-        grid=task.grid,
-        in_specs=[specs[_KINDS[name]] for name in given],
-        out_specs=[specs[kind] for kind, _, _ in out.values()],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out.values()],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-    )(*given.values())
-    return dict(zip(out, found, strict=True))
+        given=given,
+        out=out,
+        scratch=scratch,
+        last_first=True,
+    )
 
 
 def _chunk(task: Task, refs: SimpleNamespace) -> None:

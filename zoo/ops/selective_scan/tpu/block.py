@@ -11,6 +11,7 @@ tokens at a time, by reads with a stride that give the sums as rows (`sums_of_gr
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zoo.ops import mosaic_tpu
 from zoo.ops.mosaic_tpu import pl, pltpu
 from zoo.ops.selective_scan import fast_math
 from zoo.typing import Array
@@ -29,8 +31,22 @@ CHUNK = 128
 GROUP = 16
 GROUPS = CHUNK // GROUP
 # States of a step, all channels, at most: the backward pass has room for those of every token of a chunk, 4 MiB.
-_STATES_AT_ONCE = 8192
-SEMANTICS = ("parallel", "arbitrary", "arbitrary")
+STATES_AT_ONCE = 8192
+# VMEM that the compiler gives a kernel unasked.
+_USUAL_VMEM = 16 * 2**20
+# Kinds of operands by name.
+_KINDS = {
+    **dict.fromkeys(("u", "dt", "z", "y", "dout", "du", "ddt", "dz"), "wide"),
+    **dict.fromkeys(("b", "c", "db", "dc"), "narrow"),
+    **dict.fromkeys(("mask", "follows"), "flags"),
+    "bounds": "bounds",
+    # These have all channels, although a step of the grid works on a few.
+    **dict.fromkeys(("rate",), "rate"),
+    **dict.fromkeys(("skip", "bias"), "channel"),
+    **dict.fromkeys(("dskip", "dbias"), "total"),
+    **dict.fromkeys(("first", "state", "last", "w", "drate"), "state"),
+}
+_OF_ALL = {name for name, kind in _KINDS.items() if kind in ("rate", "channel", "total", "state")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +76,7 @@ class Task:
     def lanes(self) -> int:
         """Channels of a step of the grid: as many as there is room for, a divisor of E."""
         tiles = self.width // LANES
-        most = max(1, _STATES_AT_ONCE // (self.states * LANES))
+        most = max(1, STATES_AT_ONCE // (self.states * LANES))
         return LANES * max(n for n in range(1, most + 1) if tiles % n == 0)
 
     @property
@@ -104,7 +120,7 @@ class Task:
     def room(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the scratch, in float32, that `spread` fills."""
         flags = {name: (CHUNK, LANES) for name, there in (("real", self.masked), ("going", self.packed)) if there}
-        return {name: (CHUNK, self.states, LANES) for name in ("b_columns", "c_columns")} | flags
+        return dict.fromkeys(("b_columns", "c_columns"), (CHUNK, self.states, LANES)) | flags
 
     def places(self, *, last_first: bool) -> list[int]:
         """Where in its group the tokens are, in the order in which they are gone through."""
@@ -117,18 +133,60 @@ class Task:
         return pl.ds(pl.multiple_of(number * GROUP, GROUP), GROUP)
 
 
-# What a step of the grid has of all channels, although it works on a few.
-_OF_ALL = ("rate", "skip", "bias", "first", "state", "last", "w", "drate", "dskip", "dbias")
+def launch(
+    task: Task,
+    body: Callable[[SimpleNamespace], None],
+    *,
+    name: str,
+    given: dict[str, Array],
+    out: dict[str, Any],
+    scratch: dict[str, tuple[int, ...]],
+    last_first: bool,
+) -> dict[str, Array]:
+    """Runs a kernel.
 
+    Args:
+      task: sizes and options.
+      body: takes references by name, those over all channels narrowed to the ones of its step of the grid.
+      name: of the kernel, in profiles.
+      given: the operands, by the names of `_KINDS`.
+      out: shapes and dtypes of the results, likewise.
+      scratch: shapes of further room, in float32, beside that of `spread`.
+      last_first: see `Task.specs`.
 
-def own(task: Task, refs: dict[str, Any]) -> SimpleNamespace:
-    """References by name, those over all channels narrowed to the channels of this step of the grid."""
-    here = pl.ds(pl.multiple_of(pl.program_id(2) * task.lanes, LANES), task.lanes)
-    return SimpleNamespace(**{name: ref.at[:, here] if name in _OF_ALL else ref for name, ref in refs.items()})
+    Returns:
+      The results by name.
+    """
+    scratch = task.room() | scratch
+    specs = task.specs(last_first=last_first)
+    blocks = {name: specs[_KINDS[name]] for name in [*given, *out]}
+
+    def step(*refs: Any) -> None:
+        here = pl.ds(pl.multiple_of(pl.program_id(2) * task.lanes, LANES), task.lanes)
+        named = zip([*given, *out, *scratch], refs, strict=True)
+        body(SimpleNamespace(**{name: ref.at[:, here] if name in _OF_ALL else ref for name, ref in named}))
+
+    # Blocks are there twice, so that they are copied while others are worked on; an eighth is for the compiler.
+    sizes = [
+        2 * math.prod(filter(None, blocks[name].block_shape)) * x.dtype.itemsize for name, x in (given | out).items()
+    ]
+    room = sum(sizes) + 4 * sum(math.prod(shape) for shape in scratch.values())
+    results = mosaic_tpu.launch(
+        step,
+        name=name,
+        semantics=("parallel", "arbitrary", "arbitrary"),
+        vmem_limit=max(_USUAL_VMEM, room + room // 8),
+        grid=task.grid,
+        in_specs=[blocks[name] for name in given],
+        out_specs=[blocks[name] for name in out],
+        out_shape=list(out.values()),
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
+    )(*given.values())
+    return dict(zip(out, results, strict=True))
 
 
 def spread(task: Task, refs: SimpleNamespace) -> None:
-    """What a chunk's tokens have for all channels together goes to scratch: columns in 128 lanes, and flags likewise."""
+    """What a chunk's tokens have for all channels together goes to scratch: columns and flags, over 128 lanes."""
 
     def group(i: Array, carry: None) -> None:
         start = i * GROUP

@@ -1,24 +1,21 @@
 """The forward kernel: chunks from the first to the last, the states in VMEM."""
 
+import functools
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zoo.ops import mosaic_tpu
-from zoo.ops.mosaic_tpu import pl, pltpu
+from zoo.ops.mosaic_tpu import pl
 from zoo.ops.selective_scan.tpu.block import (
-    CHUNK,
     GROUP,
     GROUPS,
-    SEMANTICS,
     Task,
     clean,
     decays,
     deltas,
+    launch,
     over_channels,
-    own,
     parts_shape,
     put_sum,
     row,
@@ -27,15 +24,6 @@ from zoo.ops.selective_scan.tpu.block import (
     sums_of_group,
 )
 from zoo.typing import Array
-
-KINDS = {
-    **dict.fromkeys(("u", "dt", "z"), "wide"),
-    **dict.fromkeys(("b", "c"), "narrow"),
-    **dict.fromkeys(("mask", "follows"), "flags"),
-    "rate": "rate",
-    **dict.fromkeys(("skip", "bias"), "channel"),
-    "first": "state",
-}
 
 
 def run(task: Task, given: dict[str, Array]) -> tuple[Array, Array, Array | None]:
@@ -51,27 +39,21 @@ def run(task: Task, given: dict[str, Array]) -> tuple[Array, Array, Array | None
       y as u, the last states as `first`, and with `task.keep` those before each chunk, in the order of processing,
       [T / CHUNK, B, N, E].
     """
-    specs = task.specs(last_first=False)
-    shape = (task.batch, task.states, task.width)
-    out = {"y": ("wide", given["u"].shape, given["u"].dtype), "state": ("state", shape, jnp.float32)}
+    states = jax.ShapeDtypeStruct((task.batch, task.states, task.width), jnp.float32)
+    out = {"y": jax.ShapeDtypeStruct(given["u"].shape, given["u"].dtype), "state": states}
     if task.keep:
-        out["bounds"] = ("bounds", (task.chunks, *shape), jnp.float32)
-    scratch = task.room() | dict.fromkeys(("delta", "du"), (GROUP, task.lanes)) | {"parts": parts_shape(task.lanes)}
-
-    def body(*refs: Any) -> None:
-        _chunk(task, own(task, dict(zip([*given, *out, *scratch], refs, strict=True))))
-
-    y, last, *bounds = mosaic_tpu.launch(
-        body,
+        out["bounds"] = jax.ShapeDtypeStruct((task.chunks, *states.shape), jnp.float32)
+    scratch = dict.fromkeys(("delta", "du"), (GROUP, task.lanes)) | {"parts": parts_shape(task.lanes)}
+    found = launch(
+        task,
+        functools.partial(_chunk, task),
         name="selective_scan",
-        semantics=SEMANTICS,
-        grid=task.grid,
-        in_specs=[specs[KINDS[name]] for name in given],
-        out_specs=[specs[kind] for kind, _, _ in out.values()],
-        out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in out.values()],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
-    )(*given.values())
-    return y, last, bounds[0] if bounds else None
+        given=given,
+        out=out,
+        scratch=scratch,
+        last_first=False,
+    )
+    return found["y"], found["state"], found.get("bounds")
 
 
 def _chunk(task: Task, refs: SimpleNamespace) -> None:
