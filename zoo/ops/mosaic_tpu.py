@@ -15,7 +15,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from zoo.ops.backend import Backend
 
-__all__ = ["exporting", "interpreted", "interpreting", "launch", "pl", "pltpu", "require", "unavailable", "usable"]
+__all__ = [
+    "exporting",
+    "interpreted",
+    "interpreting",
+    "launch",
+    "pl",
+    "pltpu",
+    "reciprocal",
+    "require",
+    "unavailable",
+    "usable",
+]
 
 
 def _missing() -> str | None:
@@ -26,6 +37,10 @@ def _missing() -> str | None:
 _BACKEND = Backend("mosaic_tpu", "TPUs", _missing)
 interpreted, exporting, interpreting = _BACKEND.interpreted, _BACKEND.exporting, _BACKEND.interpreting
 unavailable, require, usable = _BACKEND.unavailable, _BACKEND.require, _BACKEND.usable
+
+
+# Exact, or faster with `full_range=False`, for numbers that are neither huge nor tiny; JAX 0.10 has it elsewhere.
+reciprocal: Any = getattr(pltpu, "reciprocal", None) or pl.reciprocal
 
 
 def launch(body: Any, *, name: str, semantics: tuple[str, ...], vmem_limit: int | None = None, **options: Any) -> Any:

@@ -277,4 +277,4 @@ def sigmoid(x: Array) -> Array:
 
 def _divide(x: Array | float, y: Array) -> Array:
     """x / y for ordinary y; without what infinities, zeros and the like need, which takes as long again."""
-    return x * pl.reciprocal(y, full_range=False)
+    return x * mosaic_tpu.reciprocal(y, full_range=False)
