@@ -151,16 +151,18 @@ def test_extremes(compilation_cache):
     assert_same(found, exact(given, cotangents), ROUNDING["float32"])
 
 
-def training_step(sizes, dtype, **options):
+def training_step(sizes, dtype, names=GATED, **options):
     """A function and the shapes of its arguments."""
-    form = shapes(**sizes)
-    given = {name: jax.ShapeDtypeStruct(form[name], jnp.float32 if name in NARROW else dtype) for name in GATED}
-    mask = jax.ShapeDtypeStruct(form["u"][:2], bool)
+    form = {
+        name: jax.ShapeDtypeStruct(x, jnp.float32 if name in NARROW else dtype) for name, x in shapes(**sizes).items()
+    }
+    given = {name: form[name] for name in names}
+    mask = jax.ShapeDtypeStruct(form["u"].shape[:2], bool)
 
     def step(given, mask, cotangents):
         return with_gradients(given, cotangents, mask=mask, implementation="mosaic_tpu", **options)
 
-    return step, (given, mask, (given["u"], given["initial_state"]))
+    return step, (given, mask, (form["u"], form["initial_state"]))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,16 @@ def training_step(sizes, dtype, **options):
 def test_lowered_for_tpu(sizes, dtype):
     """A training step at real shapes lowers on any machine: two kernels, no loop, nothing as large as all states."""
     step, arguments = training_step(sizes, dtype)
+    check_lowered(step, arguments, sizes)
+
+
+def test_lowered_for_tpu_where_numbers_have_64_bits():
+    """What the kernels count with has 32 all the same."""
+    with jax.enable_x64(True):
+        check_lowered(*training_step(REAL, "float32", PLAIN), REAL)
+
+
+def check_lowered(step, arguments, sizes):
     with mosaic_tpu.exporting():
         exported = jax.export.export(jax.jit(step), platforms=["tpu"])(*arguments)
     text = exported.mlir_module()

@@ -58,7 +58,13 @@ def launch(body: Any, *, name: str, semantics: tuple[str, ...], vmem_limit: int 
     # With options, the interpreter that has the memories of a TPU; else the much faster one that runs XLA's operations.
     chosen = _BACKEND.interpreter_options()
     interpret = api.InterpretParams(**chosen) if chosen else interpreting()
-    return _batched_first(pl.pallas_call(body, name=name, compiler_params=parameters, interpret=interpret, **options))
+    call = pl.pallas_call(body, name=name, compiler_params=parameters, interpret=interpret, **options)
+
+    def narrow(*arrays: Any) -> Any:
+        with jax.enable_x64(False):  # a TPU counts in 32 bits
+            return call(*arrays)
+
+    return _batched_first(narrow)
 
 
 def _batched_first(call: Callable[..., Any]) -> Callable[..., Any]:

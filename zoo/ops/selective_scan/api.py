@@ -73,17 +73,20 @@ def selective_scan(
         "mosaic_gpu" is one kernel forwards and one backwards for GPUs from Hopper on, with N up to 32 and float32,
         bfloat16 or float16 operands, and without `segment_ids`. It has been compiled for such GPUs and has been run in
         an interpreter, but has not been measured, so the default does not choose it. "mosaic_gpu_or_xla" is the same
-        where it can run and "xla" elsewhere, which it says once, with the reason, in the log.
+        where it can run and "xla" elsewhere, which it says once, with the reason, in the log. "mosaic_tpu" and
+        "mosaic_tpu_or_xla" are the same for TPUs, with N up to 64, N E up to 262,144 (half of that on v3 and v4) and
+        float32 or bfloat16 operands. It has been interpreted and compiled for TPUs, but not run on one, so the default
+        does not choose it. It pads T to 128 tokens and E to 128 channels.
       chunk_size: tokens from one kept state to the next; changes speed and memory, not the result. None for 16.
-        "mosaic_gpu" always keeps one per 32 tokens.
+        "mosaic_gpu" always keeps one per 32 tokens, "mosaic_tpu" one per 128.
 
     Returns:
       y [B, T, E] in the dtype of `u`, and with `return_state` the state [B, N, E] in float32 (float64).
 
     Raises:
-      ValueError: shapes that do not fit each other, an unknown implementation, or "mosaic_gpu" for what it cannot take.
+      ValueError: shapes that do not fit each other, an unknown implementation, or a kernel for what it cannot take.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, an input is not floating point.
-      RuntimeError: "mosaic_gpu" without a GPU that can run it.
+      RuntimeError: "mosaic_gpu" without a GPU that can run it, "mosaic_tpu" without a TPU.
     """
     _check(u, dt, A, B, C, D, z, dt_bias, mask, segment_ids, initial_state, "T")
     run = select(implementation, _TABLE, op="selective_scan", default="xla")

@@ -41,7 +41,7 @@ _KINDS = {
     **dict.fromkeys(("mask", "follows"), "flags"),
     "bounds": "bounds",
     # These have all channels, although a step of the grid works on a few.
-    **dict.fromkeys(("rate",), "rate"),
+    "rate": "rate",
     **dict.fromkeys(("skip", "bias"), "channel"),
     **dict.fromkeys(("dskip", "dbias"), "total"),
     **dict.fromkeys(("first", "state", "last", "w", "drate"), "state"),

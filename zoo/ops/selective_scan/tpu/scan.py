@@ -107,5 +107,5 @@ def _given(x: Operands) -> dict[str, Array]:
             given[name] = flags.astype(jnp.float32)[:, None]
     given["rate"] = x.A.astype(jnp.float32).T * fast_math.LOG2_E
     for name, array in (("skip", x.D), ("bias", x.dt_bias)):
-        given[name] = jnp.zeros((1, x.u.shape[2])) if array is None else array.astype(jnp.float32)[None]
+        given[name] = jnp.zeros((1, x.u.shape[2]), jnp.float32) if array is None else array.astype(jnp.float32)[None]
     return given
