@@ -74,7 +74,7 @@ def selective_scan(
         bfloat16 or float16 operands, and without `segment_ids`. It has been compiled for such GPUs and has been run in
         an interpreter, but has not been measured, so the default does not choose it. "mosaic_gpu_or_xla" is the same
         where it can run and "xla" elsewhere, which it says once, with the reason, in the log. "mosaic_tpu" and
-        "mosaic_tpu_or_xla" are the same for TPUs, with N up to 64, N E up to 262,144 (half of that on v3 and v4) and
+        "mosaic_tpu_or_xla" are the same for TPUs, with N up to 64, N E up to 262,144 (v3 and v4 have room for less) and
         float32 or bfloat16 operands. It has been interpreted and compiled for TPUs, but not run on one, so the default
         does not choose it. It pads T to 128 tokens and E to 128 channels.
       chunk_size: tokens from one kept state to the next; changes speed and memory, not the result. None for 16.
