@@ -98,7 +98,7 @@ def test_bfloat16_in_two_blocks_of_channels(monkeypatch, compilation_cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", [1, 127, 129, 256, 400])
+@pytest.mark.parametrize("length", [1, 129, 256, 400])
 @pytest.mark.parametrize("names", [GATED, PLAIN], ids=["gated", "plain"])
 def test_lengths(names, length, reverse, dtype, compilation_cache):
     given, cotangents = problem(names, dtype, batch=2, length=length, width=130, states=9, seed=length)
@@ -115,12 +115,11 @@ def test_the_blocks_of_the_device(width, states, compilation_cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reverse", [False, True])
-def test_with_the_memories_of_a_tpu(reverse, monkeypatch, compilation_cache):
+def test_with_the_memories_of_a_tpu(monkeypatch, compilation_cache):
     """Nothing is read before it is written there, and no copy meets a block in use."""
     monkeypatch.setattr(block, "STATES_AT_ONCE", 1024)
-    given, cotangents = problem(GATED, batch=2, length=200, width=256, states=8)
-    options = {"reverse": reverse, **flags(2, 200)}
+    given, cotangents = problem(GATED, batch=1, length=200, width=256, states=8)
+    options = {"reverse": True, **flags(1, 200)}
     interpreter = {"uninitialized_memory": "nan", "detect_races": True}
     found = interpreted(given, cotangents, interpreter=interpreter, **options)
     check(found, given, cotangents, ROUNDING["float32"], **options)
