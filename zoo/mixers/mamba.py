@@ -182,7 +182,7 @@ class Mamba(nnx.Module):
       causal: position t sees positions <= t only; allows `state`, `step`.
       dropout: rate, on the output of the layer. The authors have none.
       implementation: of the scan, "xla", "xla_sequential", "xla_chunked", "mosaic_gpu" (kernels for Hopper GPUs),
-        "mosaic_gpu_or_xla", "reference" or None.
+        "mosaic_gpu_or_xla", "mosaic_tpu" (for TPUs), "mosaic_tpu_or_xla", "reference" or None.
       dtype: computation dtype of projections and convolution; None follows `x`. Time steps, decays and states are
         float32 in any case.
       param_dtype: dtype of the parameters; float32 is what the authors keep `A_log`, `D` and `dt_bias` in.

@@ -73,17 +73,20 @@ def selective_scan(
         "mosaic_gpu" is one kernel forwards and one backwards for GPUs from Hopper on, with N up to 32 and float32,
         bfloat16 or float16 operands, and without `segment_ids`. It has been compiled for such GPUs and has been run in
         an interpreter, but has not been measured, so the default does not choose it. "mosaic_gpu_or_xla" is the same
-        where it can run and "xla" elsewhere, which it says once, with the reason, in the log.
+        where it can run and "xla" elsewhere, which it says once, with the reason, in the log. "mosaic_tpu" and
+        "mosaic_tpu_or_xla" are the same for TPUs, with N up to 64, N E up to 262,144 (v3 and v4 have room for less) and
+        float32 or bfloat16 operands. It has been interpreted and compiled for TPUs, but not run on one, so the default
+        does not choose it. It pads T to 128 tokens and E to 128 channels.
       chunk_size: tokens from one kept state to the next; changes speed and memory, not the result. None for 16.
-        "mosaic_gpu" always keeps one per 32 tokens.
+        "mosaic_gpu" always keeps one per 32 tokens, "mosaic_tpu" one per 128.
 
     Returns:
       y [B, T, E] in the dtype of `u`, and with `return_state` the state [B, N, E] in float32 (float64).
 
     Raises:
-      ValueError: shapes that do not fit each other, an unknown implementation, or "mosaic_gpu" for what it cannot take.
+      ValueError: shapes that do not fit each other, an unknown implementation, or a kernel for what it cannot take.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, an input is not floating point.
-      RuntimeError: "mosaic_gpu" without a GPU that can run it.
+      RuntimeError: "mosaic_gpu" without a GPU that can run it, "mosaic_tpu" without a TPU.
     """
     _check(u, dt, A, B, C, D, z, dt_bias, mask, segment_ids, initial_state, "T")
     run = select(implementation, _TABLE, op="selective_scan", default="xla")
@@ -174,10 +177,8 @@ def _by_group(run: Callable[..., Any], x: Operands, options: Options) -> tuple[A
 
 
 def _forward(form: str, x: Operands, options: Options, keep: bool):
-    if form == "mosaic_gpu":
-        from zoo.ops.selective_scan import hopper
-
-        return hopper.forward(x, options, keep)
+    if form in _KERNELS:
+        return _KERNELS[form]()[1].forward(x, options, keep)
     forms = {"sequential": sequential.forward, "chunked": chunked.forward}
     run = {name: lambda x, f=f: f(x, options, keep) for name, f in forms.items()}
     if form == "any":
@@ -187,11 +188,8 @@ def _forward(form: str, x: Operands, options: Options, keep: bool):
 
 def _backward(form: str, options: Options, saved, cotangents):
     x, bounds = saved
-    if form == "mosaic_gpu":
-        from zoo.ops.selective_scan import hopper
-
-        dout, dstate = cotangents
-        return (hopper.backward(x, bounds, dout, dstate, options),)
+    if form in _KERNELS:
+        return (_KERNELS[form]()[1].backward(x, bounds, *cotangents, options),)
     args = (x, bounds, *cotangents)
     forms = {"sequential": sequential.backward, "chunked": chunked.backward}
     run = {name: lambda *args, f=f: f(*args, options) for name, f in forms.items()}
@@ -216,32 +214,45 @@ def _scan_forward(form, x, options):
 _scan.defvjp(_scan_forward, _backward)
 
 
-def _kernel(x: Operands, options: Options) -> tuple[Array, Array]:
-    """The kernel for Hopper, or an error. It is imported here, since its API comes and goes with versions of JAX."""
+def _hopper() -> tuple[Any, Any]:
     from zoo.ops import mosaic_gpu
     from zoo.ops.selective_scan import hopper
 
-    mosaic_gpu.require("selective_scan")
-    reason = hopper.unsupported(x)
+    return mosaic_gpu, hopper
+
+
+def _tpu() -> tuple[Any, Any]:
+    from zoo.ops import mosaic_tpu
+    from zoo.ops.selective_scan import tpu
+
+    return mosaic_tpu, tpu
+
+
+# Their backends and the kernels. They are imported when called for, since Pallas' API comes and goes with versions of
+# JAX.
+_KERNELS: dict[str, Callable[[], tuple[Any, Any]]] = {"mosaic_gpu": _hopper, "mosaic_tpu": _tpu}
+
+
+def _kernel(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel of that name, or an error."""
+    backend, kernels = _KERNELS[form]()
+    backend.require("selective_scan")
+    reason = kernels.unsupported(x)
     if reason:
-        raise ValueError(f"selective_scan has implementation='mosaic_gpu' only within limits: {reason}.")
-    return _by_kernel(x, options)
+        raise ValueError(f"selective_scan has implementation={form!r} only within limits: {reason}.")
+    return _by_kernel(form, x, options)
 
 
-def _kernel_if_possible(x: Operands, options: Options) -> tuple[Array, Array]:
-    """The kernel for Hopper, or XLA, with the reason in the log."""
-    from zoo.ops import mosaic_gpu
-    from zoo.ops.selective_scan import hopper
-
-    if mosaic_gpu.usable("selective_scan", hopper.unsupported(x)):
-        return _by_kernel(x, options)
+def _kernel_if_possible(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    """The kernel of that name, or XLA, with the reason in the log."""
+    backend, kernels = _KERNELS[form]()
+    if backend.usable("selective_scan", kernels.unsupported(x)):
+        return _by_kernel(form, x, options)
     return _scan("any", x, options)
 
 
-def _by_kernel(x: Operands, options: Options) -> tuple[Array, Array]:
-    from zoo.ops.selective_scan import hopper
-
-    y, state = cast(Any, _scan("mosaic_gpu", hopper.fitted(x), options))
+def _by_kernel(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
+    y, state = cast(Any, _scan(form, _KERNELS[form]()[1].fitted(x), options))
     return y[:, : x.u.shape[1], : x.u.shape[2]], state[:, : x.A.shape[1], : x.A.shape[0]]
 
 
@@ -249,8 +260,8 @@ _TABLE = {
     "xla": functools.partial(_scan, "any"),
     "xla_sequential": functools.partial(_scan, "sequential"),
     "xla_chunked": functools.partial(_scan, "chunked"),
-    "mosaic_gpu": _kernel,
-    "mosaic_gpu_or_xla": _kernel_if_possible,
+    **{name: functools.partial(_kernel, name) for name in _KERNELS},
+    **{f"{name}_or_xla": functools.partial(_kernel_if_possible, name) for name in _KERNELS},
     "reference": reference.run,
 }
 

@@ -4,6 +4,8 @@ Both are for float32; other dtypes go to JAX's functions. Neither defines a deri
 """
 
 import math
+import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -43,16 +45,20 @@ def power_of_two(x: Array) -> Array:
     return (1 + f * q) * scale
 
 
-def softplus(x: Array) -> Array:
+def softplus(x: Array, divide: Callable[[Array, Array], Array] = operator.truediv) -> Array:
     """log(1 + exp(x)), to a rounding or two; a third of the time of `jax.nn.softplus`.
 
-    max(x, 0) + log1p(e) with e = exp(-|x|), and log1p(e) = 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series: XLA
-    turns (1 + e) - 1 back into e, which rules out the usual corrections of log(1 + e).
+    Args:
+      x: float32, else it goes to JAX's function.
+      divide: of the caller's, for divisors from 2 to 3.
+
+    It is max(x, 0) + log1p(e) with e = exp(-|x|), and log1p(e) = 2 artanh(s) with s = e / (2 + e) <= 1/3, by its
+    series: XLA turns (1 + e) - 1 back into e, which rules out the usual corrections of log(1 + e).
     """
     if x.dtype != jnp.float32:
         return jax.nn.softplus(x)
     e = jnp.exp(-jnp.abs(x))
-    s = e / (2 + e)
+    s = divide(e, 2 + e)
     square = s * s
     series = 1 / 13
     for odd in (11, 9, 7, 5, 3):
