@@ -68,6 +68,23 @@ def whole_chunks(x: Operands, size: int) -> Operands:
     )
 
 
+def whole_blocks(x: Operands, tokens: int, channels: int, states: int) -> Operands:
+    """Padded to multiples of these along T (by tokens that are masked), E and N, without effect on what was there."""
+    x = whole_chunks(x, tokens)
+    channels, states = -x.u.shape[2] % channels, -x.A.shape[1] % states
+
+    def pad(array: Array | None, *by: int) -> Array | None:
+        return array if array is None or not any(by) else jnp.pad(array, [(0, n) for n in by])
+
+    return x._replace(
+        **{name: pad(getattr(x, name), 0, 0, channels) for name in ("u", "dt", "z")},
+        **{name: pad(getattr(x, name), channels) for name in ("D", "dt_bias")},
+        **{name: pad(getattr(x, name), 0, 0, states) for name in ("B", "C")},
+        A=pad(x.A, channels, states),
+        initial_state=pad(x.initial_state, 0, states, channels),
+    )
+
+
 class Tokens(NamedTuple):
     """Some tokens' share of the operands, in the dtype of accumulation, and what the scan makes of them.
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from zoo.ops.selective_scan import fast_math
-from zoo.ops.selective_scan.common import Operands, Options, whole_chunks
+from zoo.ops.selective_scan.common import Operands, Options, whole_blocks
 from zoo.ops.selective_scan.hopper import backward as backward_kernel
 from zoo.ops.selective_scan.hopper import forward as forward_kernel
 from zoo.ops.selective_scan.hopper import spans
@@ -30,19 +30,7 @@ def unsupported(x: Operands) -> str | None:
 
 def fitted(x: Operands) -> Operands:
     """Padded to whole tiles of tokens (by masked ones), blocks of channels and states; all of it without effect."""
-    x = whole_chunks(x, TILE)
-    channels, states = -x.u.shape[2] % CHANNELS, -x.A.shape[1] % STATES
-
-    def pad(array: Array | None, *by: int) -> Array | None:
-        return array if array is None or not any(by) else jnp.pad(array, [(0, n) for n in by])
-
-    return x._replace(
-        **{name: pad(getattr(x, name), 0, 0, channels) for name in ("u", "dt", "z")},
-        **{name: pad(getattr(x, name), channels) for name in ("D", "dt_bias")},
-        **{name: pad(getattr(x, name), 0, 0, states) for name in ("B", "C")},
-        A=pad(x.A, channels, states),
-        initial_state=pad(x.initial_state, 0, states, channels),
-    )
+    return whole_blocks(x, TILE, CHANNELS, STATES)
 
 
 def forward(x: Operands, options: Options, keep: bool) -> tuple[Array, Array, Array | None]:
@@ -123,7 +111,8 @@ def _operands(x: Operands) -> tuple[dict[str, Array], Array, Array, Array]:
     width = x.u.shape[2]
     rate = (x.A.astype(jnp.float32) * fast_math.LOG2_E).reshape(width // PER_WARP, PER_WARP, -1)
     skip, bias = (
-        _by_warp(jnp.zeros(width) if array is None else array.astype(jnp.float32)) for array in (x.D, x.dt_bias)
+        _by_warp(jnp.zeros(width, jnp.float32) if array is None else array.astype(jnp.float32))
+        for array in (x.D, x.dt_bias)
     )
     return streamed, rate, skip, bias
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from zoo.ops.selective_scan import fast_math
-from zoo.ops.selective_scan.common import Operands, Options, whole_chunks
+from zoo.ops.selective_scan.common import Operands, Options, whole_blocks
 from zoo.ops.selective_scan.tpu import backward as backward_kernel
 from zoo.ops.selective_scan.tpu import forward as forward_kernel
 from zoo.ops.selective_scan.tpu.block import CHUNK, LANES, SUBLANES, Task
@@ -30,19 +30,7 @@ def unsupported(x: Operands) -> str | None:
 
 def fitted(x: Operands) -> Operands:
     """Padded to whole chunks of tokens (by masked ones), lanes of channels and sublanes of states, without effect."""
-    x = whole_chunks(x, CHUNK)
-    channels, states = -x.u.shape[2] % LANES, -x.A.shape[1] % SUBLANES
-
-    def pad(array: Array | None, *by: int) -> Array | None:
-        return array if array is None or not any(by) else jnp.pad(array, [(0, n) for n in by])
-
-    return x._replace(
-        **{name: pad(getattr(x, name), 0, 0, channels) for name in ("u", "dt", "z")},
-        **{name: pad(getattr(x, name), channels) for name in ("D", "dt_bias")},
-        **{name: pad(getattr(x, name), 0, 0, states) for name in ("B", "C")},
-        A=pad(x.A, channels, states),
-        initial_state=pad(x.initial_state, 0, states, channels),
-    )
+    return whole_blocks(x, CHUNK, LANES, SUBLANES)
 
 
 def forward(x: Operands, options: Options, keep: bool) -> tuple[Array, Array, Array | None]:
