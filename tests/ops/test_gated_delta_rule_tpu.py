@@ -253,7 +253,7 @@ def test_compiles_for_tpus(compiler, batch, dtype, gated, heads, widths, kind):
     width = 2 if dtype == NARROW else 4
     states = batch * heads[1] * 32 * (width * widths[0] * widths[1] + 4 * 32 * 128)
     arrays = width * batch * 4096 * (2 * heads[0] * widths[0] + heads[1] * widths[1])
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * states + 3 * arrays
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * states + 4 * arrays
 
 
 # --- who gets it

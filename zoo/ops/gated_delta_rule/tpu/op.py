@@ -4,6 +4,10 @@ XLA puts the tokens in order and adds up log decays; all else is in the kernels,
 their gradients. For the gradients nothing but the inputs is kept. The states before the chunks are made again, with the
 inverses of blocks, and read by the kernel that goes back: for every 128 tokens of a head K V numbers of the width of an
 operand and 32 * 128 of float32, together about as much as q and k.
+
+They have not been run on a TPU. By its compiler's schedules for v5e (B 8, T 4096, 16 heads of 128 and 128, bfloat16)
+the kernels take 4 million cycles forward and 14 with all gradients; XLA for its form of the op, by the compiler's
+estimate, 95 and 256 million. These are estimates, to choose what to measure. Temporary memory is 0.2 GB, not 2.9.
 """
 
 import functools
