@@ -84,7 +84,7 @@ class DeltaNet(KeyValueMemory):
       causal: position t sees positions <= t only; allows `state`, `step`.
       dropout: rate, on the output of the layer. The authors have none.
       implementation: of the op, "xla", "xla_sequential", "xla_chunked", "mosaic_gpu" (kernels for Hopper
-        GPUs), "mosaic_gpu_or_xla", "reference" or None.
+        GPUs), "mosaic_gpu_or_xla", "mosaic_tpu" (kernels for TPUs), "mosaic_tpu_or_xla", "reference" or None.
       dtype: computation dtype; None follows `x`. beta, sums and states are float32 in any case.
       param_dtype: dtype of the parameters.
       rngs: for the initial parameters.

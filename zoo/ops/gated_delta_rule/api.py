@@ -11,25 +11,39 @@ from zoo.ops.segments import segment_starts
 from zoo.typing import Array, Bool, Float, Int
 
 
-# Imported where they are called, as nothing else needs Pallas, and its API for GPUs may change.
-def _by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+# Imported where they are called, as nothing else needs Pallas, whose APIs may change.
+def _by_gpu_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     from zoo.ops.gated_delta_rule import hopper
 
     return hopper.run(problem, marks, options)
 
 
-def _by_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+def _by_gpu_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
     from zoo.ops.gated_delta_rule import hopper
 
     return hopper.run_or_xla(problem, marks, options)
+
+
+def _by_tpu_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.gated_delta_rule import tpu
+
+    return tpu.run(problem, marks, options)
+
+
+def _by_tpu_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    from zoo.ops.gated_delta_rule import tpu
+
+    return tpu.run_or_xla(problem, marks, options)
 
 
 _TABLE = {
     "xla": xla.default,
     "xla_sequential": xla.by_token,
     "xla_chunked": xla.by_chunks,
-    "mosaic_gpu": _by_kernels,
-    "mosaic_gpu_or_xla": _by_kernels_or_xla,
+    "mosaic_gpu": _by_gpu_kernels,
+    "mosaic_gpu_or_xla": _by_gpu_kernels_or_xla,
+    "mosaic_tpu": _by_tpu_kernels,
+    "mosaic_tpu_or_xla": _by_tpu_kernels_or_xla,
     "reference": reference.run,
 }
 _KINDS = {jnp.floating: "floating point numbers", jnp.bool_: "booleans, True at real tokens", jnp.integer: "integers"}
@@ -83,8 +97,11 @@ def gated_delta_rule(
         V a multiple of 64 and no float64. Products are of numbers of 8 bits where q, k and v are bfloat16 (results
         right to about 4e-3), else of 16 (1e-5, gradients of log decays 3e-5). "mosaic_gpu_or_xla": the same where it
         can run, else "xla", and the log says why. Neither is chosen by None: they have not been timed yet.
+        "mosaic_tpu", and "mosaic_tpu_or_xla": the whole of it by kernels for TPUs. They have been compiled for TPUs but
+        not been run on one, so None does not choose them. K and V are 64, 128 or 256; q, k and v are bfloat16 (results
+        right to about 5e-3, as interpreted on a CPU) or float32 (1e-6).
       chunk_size: tokens per chunk; None for what is best on the platform. It changes speed and memory, not the result.
-        "mosaic_gpu" has chunks of 64.
+        "mosaic_gpu" has chunks of 64, "mosaic_tpu" of 128.
 
     Returns:
       The output [B, T, HV, V] in the dtype of `v`; with `return_state` also the state [B, HV, K, V]. The state and all
@@ -93,7 +110,7 @@ def gated_delta_rule(
     Raises:
       ValueError: shapes that do not fit each other, an unknown implementation, or one that does not take these shapes.
       TypeError: `mask` is not boolean, `segment_ids` are not integers, another array is not floating point.
-      RuntimeError: "mosaic_gpu" without a Hopper GPU.
+      RuntimeError: "mosaic_gpu" without a Hopper GPU, "mosaic_tpu" without a TPU.
     """
     op = "gated_delta_rule"
     _check(op, q, k, v, beta, log_decay, initial_state, mask=mask, segment_ids=segment_ids)
