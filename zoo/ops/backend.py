@@ -66,14 +66,21 @@ class Backend:
         """
         return None if self.interpreting() or self._exporting.get() else self._missing(**needs)
 
-    def require(self, op: str, **needs: Any) -> None:
-        """Raises RuntimeError, with the reason, where `op` was asked to run a kernel and none can run."""
+    def require(self, op: str, unsupported: str | None = None, **needs: Any) -> None:
+        """Raises the reason where `op` was asked to run a kernel and none can; arguments as of `usable`.
+
+        Raises:
+          RuntimeError: this is not the device.
+          ValueError: `unsupported`.
+        """
         reason = self.unavailable(**needs)
         if reason:
             raise RuntimeError(
                 f"{op} has implementation={self.implementation!r} for {self.hardware} only: {reason}. "
                 "None chooses what suits this device."
             )
+        if unsupported:
+            raise ValueError(f"{op} has implementation={self.implementation!r} only within limits: {unsupported}.")
 
     def usable(self, op: str, unsupported: str | None = None, **needs: Any) -> bool:
         """Whether a caller that prefers kernels gets one; where not, the reason is logged, once per process and reason.

@@ -1,5 +1,7 @@
 """The public functions: checks, defaults, choice of implementation, and one decoding step."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,39 +13,47 @@ from zoo.ops.segments import segment_starts
 from zoo.typing import Array, Bool, Float, Int
 
 
-# Imported where they are called, as nothing else needs Pallas, whose APIs may change.
-def _by_gpu_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+def _hopper() -> tuple[Any, Any, dict[str, Any]]:
+    from zoo.ops import mosaic_gpu
     from zoo.ops.gated_delta_rule import hopper
 
-    return hopper.run(problem, marks, options)
+    return mosaic_gpu, hopper, {"wgmma": True}
 
 
-def _by_gpu_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    from zoo.ops.gated_delta_rule import hopper
-
-    return hopper.run_or_xla(problem, marks, options)
-
-
-def _by_tpu_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+def _tpu() -> tuple[Any, Any, dict[str, Any]]:
+    from zoo.ops import mosaic_tpu
     from zoo.ops.gated_delta_rule import tpu
 
-    return tpu.run(problem, marks, options)
+    return mosaic_tpu, tpu, {}
 
 
-def _by_tpu_kernels_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    from zoo.ops.gated_delta_rule import tpu
+# Their backends, the kernels, and what these need of a device. They are imported when called for, since Pallas' API
+# comes and goes with versions of JAX.
+_KERNELS: dict[str, Callable[[], tuple[Any, Any, dict[str, Any]]]] = {"mosaic_gpu": _hopper, "mosaic_tpu": _tpu}
 
-    return tpu.run_or_xla(problem, marks, options)
+
+def _kernels(form: str, problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    """By the kernels of that name, or an error."""
+    backend, kernels, needs = _KERNELS[form]()
+    backend.require(_OP, kernels.unsupported(problem, options), **needs)
+    return kernels.run(problem, marks, options)
 
 
+def _kernels_if_possible(form: str, problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    """By the kernels of that name, or XLA, with the reason in the log."""
+    backend, kernels, needs = _KERNELS[form]()
+    if backend.usable(_OP, kernels.unsupported(problem, options), **needs):
+        return kernels.run(problem, marks, options)
+    return xla.default(problem, marks, options)
+
+
+_OP = "gated_delta_rule"
 _TABLE = {
     "xla": xla.default,
     "xla_sequential": xla.by_token,
     "xla_chunked": xla.by_chunks,
-    "mosaic_gpu": _by_gpu_kernels,
-    "mosaic_gpu_or_xla": _by_gpu_kernels_or_xla,
-    "mosaic_tpu": _by_tpu_kernels,
-    "mosaic_tpu_or_xla": _by_tpu_kernels_or_xla,
+    **{name: functools.partial(_kernels, name) for name in _KERNELS},
+    **{f"{name}_or_xla": functools.partial(_kernels_if_possible, name) for name in _KERNELS},
     "reference": reference.run,
 }
 _KINDS = {jnp.floating: "floating point numbers", jnp.bool_: "booleans, True at real tokens", jnp.integer: "integers"}
@@ -112,11 +122,10 @@ def gated_delta_rule(
       TypeError: `mask` is not boolean, `segment_ids` are not integers, another array is not floating point.
       RuntimeError: "mosaic_gpu" without a Hopper GPU, "mosaic_tpu" without a TPU.
     """
-    op = "gated_delta_rule"
-    _check(op, q, k, v, beta, log_decay, initial_state, mask=mask, segment_ids=segment_ids)
+    _check(_OP, q, k, v, beta, log_decay, initial_state, mask=mask, segment_ids=segment_ids)
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"{op} takes chunk_size of at least 1; it is {chunk_size}.")
-    run = select(implementation, _TABLE, op=op, default="xla")
+        raise ValueError(f"{_OP} takes chunk_size of at least 1; it is {chunk_size}.")
+    run = select(implementation, _TABLE, op=_OP, default="xla")
     dtype = accumulation_dtype(q, k, v, beta, log_decay, initial_state)
     if initial_state is None:
         initial_state = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype)

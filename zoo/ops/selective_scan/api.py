@@ -236,10 +236,7 @@ _KERNELS: dict[str, Callable[[], tuple[Any, Any]]] = {"mosaic_gpu": _hopper, "mo
 def _kernel(form: str, x: Operands, options: Options) -> tuple[Array, Array]:
     """The kernel of that name, or an error."""
     backend, kernels = _KERNELS[form]()
-    backend.require("selective_scan")
-    reason = kernels.unsupported(x)
-    if reason:
-        raise ValueError(f"selective_scan has implementation={form!r} only within limits: {reason}.")
+    backend.require("selective_scan", kernels.unsupported(x))
     return _by_kernel(form, x, options)
 
 

@@ -16,7 +16,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.gated_delta_rule import chunked, xla
+from zoo.ops.gated_delta_rule import chunked
 from zoo.ops.gated_delta_rule.chunk import running_sums, sum_crossing
 from zoo.ops.gated_delta_rule.chunked import Plan
 from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, inverse_norm, ready_log_decay, where
@@ -27,29 +27,7 @@ from zoo.ops.gated_delta_rule.hopper.layout import CHUNK, VALUES, Tokens
 from zoo.ops.gated_delta_rule.hopper.pieces import split
 from zoo.typing import Array
 
-_OP = "gated_delta_rule"
 _WIDTHS = (64, 128)
-
-
-def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """The output [B, T, HV, V] in the dtype of v, and the state after the last token.
-
-    Raises:
-      ValueError: what the kernels do not take, see `unsupported`.
-      RuntimeError: there is no Hopper GPU.
-    """
-    reason = unsupported(problem, options)
-    if reason:
-        raise ValueError(f"{_OP} has implementation='mosaic_gpu' only within limits: {reason}.")
-    mosaic_gpu.require(_OP, wgmma=True)
-    return by_kernels(problem, marks, options)
-
-
-def run_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """As `run`; where it would raise, by XLA, and the log says why."""
-    if mosaic_gpu.usable(_OP, unsupported(problem, options), wgmma=True):
-        return by_kernels(problem, marks, options)
-    return xla.default(problem, marks, options)
 
 
 def unsupported(problem: Problem, options: Options) -> str | None:
@@ -67,14 +45,14 @@ def unsupported(problem: Problem, options: Options) -> str | None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """As `run`, without the checks."""
+def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    """The output [B, T, HV, V] in the dtype of v, and the state after the last token; without checks."""
     interpreting = mosaic_gpu.interpreting()
     return _batched(lambda problem, marks: _forward(problem, marks, options, interpreting))(problem, marks)
 
 
 def _keep_inputs(problem: Problem, marks: Marks, options: Options):
-    return by_kernels(problem, marks, options), (problem, marks)
+    return run(problem, marks, options), (problem, marks)
 
 
 def _gradients(options: Options, saved: tuple[Problem, Marks], given: tuple[Array, Array]):
@@ -83,7 +61,7 @@ def _gradients(options: Options, saved: tuple[Problem, Marks], given: tuple[Arra
     return found, Marks(None, None)
 
 
-by_kernels.defvjp(_keep_inputs, _gradients)
+run.defvjp(_keep_inputs, _gradients)
 
 
 def _batched(function: Callable[..., Any]) -> Callable[..., Any]:

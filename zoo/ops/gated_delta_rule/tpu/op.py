@@ -16,41 +16,19 @@ import jax
 import jax.numpy as jnp
 
 from zoo.ops import mosaic_tpu
-from zoo.ops.gated_delta_rule import chunk, xla
+from zoo.ops.gated_delta_rule import chunk
 from zoo.ops.gated_delta_rule.common import Marks, Options, Problem, ready_log_decay, where
 from zoo.ops.gated_delta_rule.tpu import kernels
 from zoo.ops.gated_delta_rule.tpu.chunk import CHUNK, DBETA, FROM_KEY, THROUGH, TO_QUERY
 from zoo.ops.gated_delta_rule.tpu.kernels import Plan
 from zoo.typing import Array
 
-_OP = "gated_delta_rule"
 # Columns of a block are a multiple of this, or all there are.
 _LANES = 128
 _WIDTHS = (64, 128, 256)
 # Heads that a step of the kernels works on, at most, and numbers in the states of these, so that all fits in VMEM.
 _HEADS = 8
 _NUMBERS = _HEADS * CHUNK * CHUNK
-
-
-def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """The output [B, T, HV, V] in the dtype of v, and the state after the last token.
-
-    Raises:
-      ValueError: what the kernels do not take, see `unsupported`.
-      RuntimeError: there is no TPU.
-    """
-    reason = unsupported(problem, options)
-    if reason:
-        raise ValueError(f"{_OP} has implementation='mosaic_tpu' only within limits: {reason}.")
-    mosaic_tpu.require(_OP)
-    return by_kernels(problem, marks, options)
-
-
-def run_or_xla(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """As `run`; where it would raise, by XLA, and the log says why."""
-    if mosaic_tpu.usable(_OP, unsupported(problem, options)):
-        return by_kernels(problem, marks, options)
-    return xla.default(problem, marks, options)
 
 
 def unsupported(problem: Problem, options: Options) -> str | None:
@@ -93,20 +71,20 @@ def _narrow(problem: Problem) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def by_kernels(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
-    """As `run`, without the checks."""
+def run(problem: Problem, marks: Marks, options: Options) -> tuple[Array, Array]:
+    """The output [B, T, HV, V] in the dtype of v, and the state after the last token; without checks."""
     return _forward(problem, marks, options, mosaic_tpu.interpreting())
 
 
 def _keep_inputs(problem: Problem, marks: Marks, options: Options):
-    return by_kernels(problem, marks, options), (problem, marks)
+    return run(problem, marks, options), (problem, marks)
 
 
 def _gradients(options: Options, saved: tuple[Problem, Marks], given: tuple[Array, Array]):
     return _backward(*saved, *given, options, mosaic_tpu.interpreting()), Marks(None, None)
 
 
-by_kernels.defvjp(_keep_inputs, _gradients)
+run.defvjp(_keep_inputs, _gradients)
 
 
 # Traced once for all layers of a model, and again where kernels are interpreted.
