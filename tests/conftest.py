@@ -137,3 +137,35 @@ def compilation_cache():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def compiled_for_tpu(monkeypatch):
+    """`compiled(function, arguments, kind)` compiles for a TPU that is not here: by `libtpu`, which skips without it.
+
+    The arguments are trees of shapes and dtypes; a kind is a topology's name, "v5e:2x2".
+    """
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("needs the package libtpu, the compiler for TPUs")
+    import jax
+    from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # else it asks a server about the machine
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile, too
+    # Programs for TPUs cannot be read back from a cache without one.
+    options = {"jax_compilation_cache_dir": None, "jax_disable_most_optimizations": False}
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+    def compiled(function, arguments, kind):
+        place = jax.sharding.SingleDeviceSharding(topologies.get_topology_desc(kind, "tpu").devices[0])
+        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+        return jax.jit(function).lower(*arguments).compile()
+
+    yield compiled
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -5,7 +5,6 @@ case has many properties. None of this has been run on a TPU; `libtpu`, where it
 """
 
 import functools
-import importlib.util
 import logging
 
 import jax
@@ -190,11 +189,11 @@ def test_vmap_is_a_loop():
 # --- for a TPU
 
 
-def real(batch, dtype, gated=True, heads=(16, 16), widths=(128, 128), sharding=None):
+def real(batch, dtype, gated=True, heads=(16, 16), widths=(128, 128)):
     """Shapes of what `with_gradients` takes, at T = 4096."""
 
     def shape(*sizes, dtype=dtype):
-        return jax.ShapeDtypeStruct((batch, *sizes), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype)
 
     given = {name: shape(4096, heads[0], widths[0]) for name in "qk"}
     given |= {"v": shape(4096, heads[1], widths[1]), "beta": shape(4096, heads[1])}
@@ -223,33 +222,16 @@ def test_lowers_for_tpus(batch, dtype, gated, heads, widths):
     assert exported.mlir_module().count("stablehlo.custom_call @tpu_custom_call") == 3
 
 
-@pytest.fixture
-def compiler(monkeypatch):
-    """Devices by the name of a topology, for `libtpu` to compile for."""
-    from jax.experimental import topologies
-    from jax.experimental.compilation_cache import compilation_cache
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # else it asks a server about the machine
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another process may compile, too
-    before = jax.config.jax_compilation_cache_dir  # which cannot be read without a TPU
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-    yield lambda kind: topologies.get_topology_desc(kind, "tpu").devices[0]
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu, which compiles for TPUs, is not installed")
 @pytest.mark.parametrize("kind", ["v5e:2x2", SLOW("v6e:2x2"), SLOW("v5p:2x2x1"), SLOW("v4:2x2x1")])
 @pytest.mark.parametrize(
     ("batch", "dtype", "gated", "heads", "widths"),
     [(1, NARROW, True, (2, 2), (64, 64)), *(SLOW(*getattr(case, "values", case)) for case in SHAPES)],
 )
-def test_compiles_for_tpus(compiler, batch, dtype, gated, heads, widths, kind):
+def test_compiles_for_tpus(compiled_for_tpu, batch, dtype, gated, heads, widths, kind):
     """Layouts are found and VMEM suffices; besides the arguments there are the states and inverses, and little else."""
-    arguments = real(batch, dtype, gated, heads, widths, jax.sharding.SingleDeviceSharding(compiler(kind)))
     with mosaic_tpu.exporting():
-        compiled = with_gradients("mosaic_tpu", qk_l2norm=True).lower(*arguments).compile()
+        step = with_gradients("mosaic_tpu", qk_l2norm=True)
+        compiled = compiled_for_tpu(step, real(batch, dtype, gated, heads, widths), kind)
     width = 2 if dtype == NARROW else 4
     states = batch * heads[1] * 32 * (width * widths[0] * widths[1] + 4 * 32 * 128)
     arrays = width * batch * 4096 * (2 * heads[0] * widths[0] + heads[1] * widths[1])

@@ -4,10 +4,7 @@ No test runs them on a TPU. What a TPU adds to the interpreter is its own roundi
 """
 
 import functools
-import importlib.util
 import logging
-import os
-from pathlib import Path
 
 import jax
 import jax.export
@@ -19,6 +16,8 @@ from closeness import assert_equal, assert_same, error
 from zoo.ops import backend, mosaic_tpu
 from zoo.ops.selective_scan import selective_scan
 from zoo.ops.selective_scan.tpu import block
+
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 GATED = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 PLAIN = ("u", "dt", "A", "B", "C")
@@ -190,32 +189,16 @@ def check_lowered(step, arguments, sizes):
     assert f"tensor<{sizes['batch']}x{sizes['length']}x{sizes['width']}x{sizes['states']}x" not in text
 
 
-_COMPILE = """
-import jax
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
-from test_selective_scan_tpu import REAL, training_step
-from zoo.ops import mosaic_tpu
-
-for name in ("v5e:2x2", "v6e:2x2"):
-    place = SingleDeviceSharding(topologies.get_topology_desc(name, "tpu").devices[0])
-    for more, dtype in (({}, "bfloat16"), ({"batch": 1, "length": 300, "width": 640, "states": 64}, "float32")):
-        step, arguments = training_step(REAL | more, dtype, reverse=bool(more))
-        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
-        with mosaic_tpu.exporting():
-            compiled = jax.jit(step).lower(*arguments).compile()
-        assert more or compiled.memory_analysis().temp_size_in_bytes < arguments[0]["u"].size
-"""
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the package libtpu, the compiler for TPUs"
+@pytest.mark.parametrize("kind", ["v5e:2x2", SLOW("v6e:2x2")])
+@pytest.mark.parametrize(
+    ("more", "dtype"), [({}, "bfloat16"), SLOW({"batch": 1, "length": 300, "width": 640, "states": 64}, "float32")]
 )
-def test_compiled_for_tpus(run_python):
-    """The compiler takes the kernels for v5e and v6e; beside operands and results they need less than half an array."""
-    here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (here, here.parent / "helpers", os.environ.get("PYTHONPATH", ""))))
-    run_python("-c", _COMPILE, PYTHONPATH=path, TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+def test_compiles_for_tpus(compiled_for_tpu, more, dtype, kind):
+    """The compiler takes the kernels; beside operands and results they need less than half an array."""
+    step, arguments = training_step(REAL | more, dtype, reverse=bool(more))
+    with mosaic_tpu.exporting():
+        compiled = compiled_for_tpu(step, arguments, kind)
+    assert more or compiled.memory_analysis().temp_size_in_bytes < arguments[0]["u"].size
 
 
 def test_what_the_kernels_do_not_take():

@@ -17,6 +17,9 @@ PLATFORMS = ("cuda", "tpu")
 FACTS = {"columns": ["a", "b"], "mean": [0, 0], "std": [1, 1], "step_seconds": 3600, "num_marks": 4}
 CASES = {"float32": [], "bfloat16": ["model.dtype=bfloat16", "model.remat=dots", "train.accumulate=2"]}
 
+# Those that the compiler for TPUs takes in seconds, among others.
+QUICK = ("dlinear", "flowformer", "mamba")
+
 
 def batch_of(task, rows):
     """Shapes of a batch."""
@@ -55,12 +58,16 @@ def lowered(variant, overrides, platforms, recipe="lra/smoke/listops"):
     return trained, export.export(eval_step, platforms=platforms)(state["params"], state["rest"], batch)
 
 
+def recipe_of(spec):
+    """The name of a recipe whose data the variant takes."""
+    recipes = {("series",): "forecasting/lookback96/etth1_96", ("image",): "density/shapes"}
+    return recipes.get(spec.inputs, "lra/smoke/listops")
+
+
 @pytest.mark.parametrize("case", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", VARIANTS, ids=lambda spec: spec.name)
 def test_the_training_step_lowers(spec, case):
-    recipes = {("series",): "forecasting/lookback96/etth1_96", ("image",): "density/shapes"}
-    recipe = recipes.get(spec.inputs, "lra/smoke/listops")
-    for exported in lowered(spec.name, CASES[case], PLATFORMS, recipe):
+    for exported in lowered(spec.name, CASES[case], PLATFORMS, recipe_of(spec)):
         assert exported.platforms == PLATFORMS
         text = exported.mlir_module()
         assert "dot_general" in text or "nothing to train" in spec.notes
@@ -73,3 +80,19 @@ def test_what_is_lowered_depends_on_the_platform():
     """Or the test above shows nothing: an implementation that is not there for a platform is refused."""
     with pytest.raises(ValueError, match="cudnn"):
         lowered("softmax", ["options.implementation=cudnn"], ["tpu"])
+
+
+@pytest.mark.parametrize("case", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "spec",
+    [spec if spec.name in QUICK else pytest.param(spec, marks=pytest.mark.slow) for spec in VARIANTS],
+    ids=lambda spec: spec.name,
+)
+def test_the_training_step_compiles_for_tpus(compiled_for_tpu, spec, case):
+    """The compiler takes every operation, and what it plans fits a small chip's memory many times over."""
+    step, _ = lowered(spec.name, CASES[case], ["tpu"], recipe_of(spec))
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in step.in_avals]
+    arguments, keywords = jax.tree.unflatten(step.in_tree, shapes)
+    assert not keywords
+    compiled = compiled_for_tpu(step.call, arguments, "v5e:2x2")
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**30
