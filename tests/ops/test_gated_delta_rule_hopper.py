@@ -215,7 +215,7 @@ def test_nothing_is_written_that_may_still_be_read(pieces, gated, chunks):
         y, last = recurrence.forward(tokens, between, v, state, 1.0)
         befores, n = recurrence.states(tokens, between, v, state)
         dx, dafters, dstate = recurrence.backward(tokens, between, dy, last)
-        return y, dstate, gradients(tokens, dy, n, dx, befores, dafters)
+        return y, dstate, gradients(tokens, dy, n, dx, befores, dafters, jnp.float32)
 
     with mosaic_gpu.interpreted(detect_races=True):
         found = jax.jit(run)(Tokens(q, k, rows))

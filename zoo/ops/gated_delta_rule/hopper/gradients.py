@@ -34,7 +34,7 @@ from zoo.ops.mosaic_gpu import (
     store,
     synchronise,
 )
-from zoo.typing import Array
+from zoo.typing import Array, DType
 
 _SQUARE = (CHUNK, CHUNK)
 # Columns of K per warpgroup.
@@ -42,10 +42,10 @@ _COLUMNS = 64
 
 
 class Found(NamedTuple):
-    """What `gradients` returns, float32; K / 64 sums over the columns of K each, to be added up.
+    """What `gradients` returns, float32 but for the first; K / 64 sums over the columns of K each, to be added up.
 
     Attributes:
-      q, k: gradients of q and k, [B, T, HV, K].
+      q, k: gradients of q and k, [B, T, HV, K], of the dtype asked for.
       beta: part of that of beta, [n, B, HV, K / 64, 64].
       paths: None without decays; else values times gradients, [n, B, HV, K / 64, 64] each: of each token, of paths to
         its query that come from before it, less those that leave from its key to queries in the chunk; of paths from
@@ -68,7 +68,7 @@ class _Operands(NamedTuple):
     dafter: Any
 
 
-def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, dafters: Array) -> Found:
+def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, dafters: Array, dtype: DType) -> Found:
     """See `Found`.
 
     Args:
@@ -76,15 +76,16 @@ def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, da
       dy: gradient of the outputs, times the scale, in pieces, as all that follow.
       n, befores: N and S, of `recurrence.states`.
       dx, dafters: dX and dS', of `recurrence.backward`.
+      dtype: of the gradients of q and k.
     """
     pieces, (chunks, batch, heads) = tokens.pieces, tokens.of_heads
     width, values = befores.shape[-2:]
     parts = width // _COLUMNS
-    wide = jax.ShapeDtypeStruct((batch, chunks * CHUNK, heads, width), jnp.float32)
+    wide = jax.ShapeDtypeStruct((batch, chunks * CHUNK, heads, width), dtype)
     sums = jax.ShapeDtypeStruct((chunks, batch, heads, parts, CHUNK), jnp.float32)
     stages = min(2 if pieces == 1 else 1, values // VALUES)
 
-    tile, wide_tile = SMEM((pieces, *_SQUARE), jnp.bfloat16), SMEM(_SQUARE, jnp.float32)
+    tile, wide_tile = SMEM((pieces, *_SQUARE), jnp.bfloat16), SMEM(_SQUARE, dtype)
     found = launch(
         functools.partial(_gradients, tokens, values // VALUES),
         out=(wide, wide, *(sums for _ in range(4 if tokens.gated else 1))),
@@ -160,8 +161,8 @@ def _gradients(tokens: Tokens, steps: int, q, k, rows, of_values, *refs: Any) ->
     dq, dbk = from_queries + queries, from_keys + keys
     by_queries, by_keys = multiply((turned(dp), q_tile), (turned(dl), bk), exact=True)
     inside = by_queries + by_keys
-    store(dq_out, dq)
-    store(dk_out, inside + to_end + beta * dbk)
+    store(dq_out, dq.astype(dq_out.dtype))
+    store(dk_out, (inside + to_end + beta * dbk).astype(dk_out.dtype))
 
     def give(out: Any, values: Array) -> None:
         store(out.at[chunk, batch, head, part], cast(values, ROWS))

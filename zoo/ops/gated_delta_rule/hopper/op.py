@@ -107,7 +107,9 @@ def _backward(
     dy = jnp.stack(split(options.scale * dy, tokens.pieces))
     befores, n = recurrence.states(tokens, between, v, problem.state)
     dx, dafters, dstate = recurrence.backward(tokens, between, dy, dstate.astype(jnp.float32))
-    inside = gradients(tokens, dy, n, dx, befores, dafters)
+    # Rounded at once where nothing is added to them any more.
+    last = tokens.pieces == 1 and tokens.group == 1 and not options.l2norm
+    inside = gradients(tokens, dy, n, dx, befores, dafters, problem.q.dtype if last else jnp.float32)
 
     dx = dx.astype(jnp.float32).sum(0)
     dv = dx * problem.beta.astype(jnp.float32)[..., None]
