@@ -280,6 +280,9 @@ def test_what_it_does_not_take():
         refused("chunk_size must be 64 or None; it is 32", chunk_size=32)
         with jax.enable_x64(True):
             refused("it computes in float32, not in float64")
+        long = {name: jax.ShapeDtypeStruct((1, 64 * 65536, *x.shape[2:]), "float32") for name, x in given.items()}
+        long["initial_state"] = jax.ShapeDtypeStruct(given["initial_state"].shape, "float32")
+        refused("B and T / 64 must be at most 65535; B is 1, T is 4194304", **long)
 
 
 @pytest.mark.parametrize(("device", "words"), [(("cpu", None), "is a CPU"), (("gpu", "10.0"), "capability 10.0")])

@@ -57,6 +57,11 @@ def test_a_kernel_lowered_for_a_gpu(semantics):
     assert "mosaic_gpu" in exported.mlir_module()
 
 
+def test_a_grid_that_cuda_does_not_have():
+    with pytest.raises(ValueError, match=r"the kernel wide has a grid of \(1, 65536, 1\)"):
+        mosaic_gpu.launch(lambda: None, out=(), grid=(1, 65536, 1), grid_names=("a", "b", "c"), name="wide")
+
+
 def _sums_of_products(a, b, c, y, z, a_tile, b_tile, c_tile, arrived):
     """y = a b + a^T c^T, z = a c^T."""
     for source, tile in ((a, a_tile), (b, b_tile), (c, c_tile)):

@@ -31,6 +31,7 @@ from zoo.typing import Array
 __all__ = [
     "COLUMNS",
     "MATRIX",
+    "MOST_BLOCKS",
     "ROWS",
     "SMEM",
     "Matrix",
@@ -59,6 +60,9 @@ __all__ = [
 
 # The compute capability from which on the kernels' copies (TMA) exist, and the only one that has WGMMA products.
 _CAPABILITY = (9, 0)
+
+# Of CUDA blocks along the first two axes of a grid of three.
+MOST_BLOCKS = 2**16 - 1
 
 SMEM = plgpu.SMEM
 # [M, K] with M a multiple of 64 and K of 8: a warp has 16 of every 64 rows, and 4 of its threads share each of them.
@@ -124,7 +128,12 @@ def launch(
 
     Returns:
       A function of the inputs that returns a tuple of the outputs.
+
+    Raises:
+      ValueError: more blocks than CUDA has along an axis but the last.
     """
+    if max(grid[:-1], default=0) > MOST_BLOCKS:
+        raise ValueError(f"the kernel {name} has a grid of {grid}; along all axes but the last it may be {MOST_BLOCKS}")
     launching = {
         key: options.pop(key) for key in ("num_threads", "thread_name", "cluster", "cluster_names") if key in options
     }

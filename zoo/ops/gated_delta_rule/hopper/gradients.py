@@ -31,6 +31,7 @@ from zoo.ops.mosaic_gpu import (
     launch,
     pl,
     plgpu,
+    read_out,
     store,
     synchronise,
 )
@@ -83,7 +84,10 @@ def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, da
     parts = width // _COLUMNS
     wide = jax.ShapeDtypeStruct((batch, chunks * CHUNK, heads, width), dtype)
     sums = jax.ShapeDtypeStruct((chunks, batch, heads, parts, CHUNK), jnp.float32)
-    stages = min(2 if pieces == 1 else 1, values // VALUES)
+    # So that there is room for two blocks on a multiprocessor, of which one computes while the other waits for memory:
+    # what is made of the tiles takes their place, results too where they are as narrow, else there are no tiles ahead.
+    narrow = pieces == 1 and dtype == jnp.bfloat16
+    stages = min(2 if narrow else 1, values // VALUES)
 
     tile, wide_tile = SMEM((pieces, *_SQUARE), jnp.bfloat16), SMEM(_SQUARE, dtype)
     found = launch(
@@ -94,7 +98,7 @@ def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, da
         scratch=(
             [tile, tile, rows_twice(tokens.rows)],
             [_Operands(*(tile for _ in range(5))) for _ in range(stages)],
-            [tile, tile, tile, wide_tile, wide_tile],
+            [] if narrow else [wide_tile, wide_tile],
             [barrier(2 * pieces + 2), barrier(5 * pieces, stages)],
         ),
         name="delta_rule_gradients",
@@ -105,7 +109,7 @@ def gradients(tokens: Tokens, dy: Array, n: Array, dx: Array, befores: Array, da
 
 
 def _gradients(tokens: Tokens, steps: int, q, k, rows, of_values, *refs: Any) -> None:
-    *outs, (q_tile, k_tile, r), tiles, (dp, dl, bk, dq_out, dk_out), (arrived, arrived_values) = refs
+    *outs, (q_tile, k_tile, r), tiles, results, (arrived, arrived_values) = refs
     chunk, batch, part = (jax.lax.axis_index(axis) for axis in ("chunk", "batch", "part"))
     parts = tokens.k.shape[-1] // _COLUMNS
     head, part = part // parts, part % parts
@@ -142,6 +146,8 @@ def _gradients(tokens: Tokens, steps: int, q, k, rows, of_values, *refs: Any) ->
             synchronise()  # all threads have read the tiles
             fetch(step + stages)
     dscores, dlower, from_queries, from_keys, to_end = total
+    dp, dl, bk, *others = tiles[0]  # all of which has been read
+    dq_out, dk_out = results or (other.at[0] for other in others)
 
     plgpu.barrier_wait(arrived)
     i, j = (iota(_SQUARE, axis, MATRIX) for axis in (0, 1))
@@ -175,4 +181,4 @@ def _gradients(tokens: Tokens, steps: int, q, k, rows, of_values, *refs: Any) ->
     synchronise()
     copy_out(dq_out, outs[0].at[batch, here, head, columns])
     copy_out(dk_out, outs[1].at[batch, here, head, columns])
-    plgpu.wait_smem_to_gmem(0)
+    read_out()

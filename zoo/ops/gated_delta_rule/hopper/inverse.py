@@ -41,6 +41,7 @@ from zoo.ops.mosaic_gpu import (
     load,
     pl,
     plgpu,
+    read_out,
     store,
     synchronise,
 )
@@ -65,9 +66,10 @@ def pairs(tokens: Tokens) -> Pairs:
         grid=(chunks, batch, heads),
         grid_names=("chunk", "batch", "head"),
         scratch=(
-            squares(max(copies, _PIECES)),
+            squares(max(copies, 2 * _PIECES)),
             rows_twice(tokens.rows),
-            *(squares(number) for number in (pieces, _PIECES, _PIECES)),
+            squares(pieces),
+            squares(_PIECES),
             barrier(copies + 2),
         ),
         name="delta_rule_pairs",
@@ -76,10 +78,10 @@ def pairs(tokens: Tokens) -> Pairs:
     return Pairs(*found)
 
 
-def _pairs(tokens: Tokens, q, k, rows, attention, inverse, squares, r, a, x, y, arrived) -> None:
+def _pairs(tokens: Tokens, q, k, rows, attention, inverse, squares, r, a, x, arrived) -> None:
     chunk, batch, head = (jax.lax.axis_index(axis) for axis in ("chunk", "batch", "head"))
     here, width = pl.ds(chunk * CHUNK, CHUNK), tokens.k.shape[-1]
-    # Queries and keys 64 columns at a time, so that they leave room for the pieces of L.
+    # Queries and keys 64 columns at a time, so that they leave room for what follows.
     parts, free = [], 0
     for columns in (pl.ds(start, CHUNK) for start in range(0, width, CHUNK)):
         parts.append(([], []))
@@ -99,13 +101,13 @@ def _pairs(tokens: Tokens, q, k, rows, attention, inverse, squares, r, a, x, y, 
     # Of one piece or of two: L is inverted, so nothing of it is left out.
     (lower,) = multiply([(keys, turned(keys)) for _, keys in parts], exact=True)
     lower = jnp.where(j < i, row(r, BETA, _SQUARE) * lower * decays, 0.0)
-    _invert(lower, i ^ j, squares, x, y)
+    _invert(lower, i ^ j, squares, x)
     synchronise()
     for piece in range(tokens.pieces):
         copy_out(a.at[piece], attention.at[piece, chunk, batch, head])
     for piece in range(PIECES_OF_INVERSE):
         copy_out(x.at[piece], inverse.at[piece, chunk, batch, head])
-    plgpu.wait_smem_to_gmem(0)
+    read_out()
 
 
 def rows_twice(rows: Array) -> Any:
@@ -126,19 +128,23 @@ def between(rows: Any) -> Array:
     return jnp.exp(difference(COARSE) + difference(FINE))
 
 
-def _invert(lower: Array, apart: Array, squares: Any, x: Any, y: Any) -> None:
-    """Writes the pieces of (I + L)^-1 to `x`; `apart` is row XOR column, `squares` and `y` are for what is between."""
-    minus = [Matrix(squares, (i,)) for i in range(_PIECES)]
-    for i, piece in enumerate(split(-lower, _PIECES)):
-        store(squares.at[i], piece)
+def _invert(lower: Array, apart: Array, squares: Any, x: Any) -> None:
+    """Writes the pieces of (I + L)^-1 to `x`; `apart` is row XOR column, six squares are room for L and X L."""
+    minus, halves = ([Matrix(squares, (start + i,)) for i in range(_PIECES)] for start in (0, _PIECES))
+
+    def put(start: int, value: Array) -> None:
+        for i, piece in enumerate(split(value, _PIECES)):
+            store(squares.at[start + i], piece)
+
+    put(0, -lower)
 
     def merged(level: Array, inverse: Array) -> Array:
         write(x, inverse)
         synchronise()
         (half,) = multiply((x, minus))
-        write(y, half)
+        put(_PIECES, half)
         synchronise()
-        (corners,) = multiply((y, x))
+        (corners,) = multiply((halves, x))
         return inverse + jnp.where(apart >> level == 1, corners, 0.0)
 
     single = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, -lower, 0.0))

@@ -9,8 +9,9 @@ from zoo.ops.gated_delta_rule.hopper.layout import CHUNK, VALUES, Tokens
 from zoo.ops.mosaic_gpu import MATRIX, SMEM, barrier, copy_in, launch, load, pl, plgpu, store, synchronise
 from zoo.typing import Array
 
-# The multiprocessors of an H100 or H200. A launch of more blocks than that has two at a time on each, of which one
-# computes while the other waits for memory; else there is shared memory to load the next chunk's tiles ahead.
+# The multiprocessors of an H100 or H200. A launch of more blocks than that has, if operands are of one piece, two at a
+# time on each, of which one computes while the other waits for memory; else there is shared memory for the next chunk's
+# tiles.
 _MULTIPROCESSORS = 132
 
 

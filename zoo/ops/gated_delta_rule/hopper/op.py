@@ -41,6 +41,9 @@ def unsupported(problem: Problem, options: Options) -> str | None:
         return f"chunk_size must be {CHUNK} or None; it is {options.chunk_size}"
     if problem.state.dtype != jnp.float32:
         return f"it computes in float32, not in {problem.state.dtype}"
+    batch, length = problem.q.shape[:2]
+    if max(batch, math.ceil(length / CHUNK)) > mosaic_gpu.MOST_BLOCKS:
+        return f"B and T / {CHUNK} must be at most {mosaic_gpu.MOST_BLOCKS}; B is {batch}, T is {length}"
     return None
 
 

@@ -68,4 +68,6 @@ def _pieces(operand: Any) -> list[Any]:
 
 def _pairs_of_pieces(a: list[Any], b: list[Any], exact: bool) -> list[tuple[Any, Any]]:
     most = max(len(a), len(b))
-    return [(a[i], b[j]) for i in range(len(a)) for j in range(len(b)) if exact or i + j < most]
+    places = [(i, j) for i in range(len(a)) for j in range(len(b)) if exact or i + j < most]
+    # The smallest first, as tensor cores cut off what is small beside the sum.
+    return [(a[i], b[j]) for i, j in sorted(places, key=sum, reverse=True)]
