@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 
 from zoo.ops import mosaic_gpu
-from zoo.ops.mosaic_gpu import COLUMNS, MATRIX, ROWS, SMEM, cast, copy_in, load, pl, plgpu, products, store, transposed
+from zoo.ops.mosaic_gpu import (
+    COLUMNS,
+    MATRIX,
+    ROWS,
+    SMEM,
+    cast,
+    copy_in,
+    held,
+    load,
+    pl,
+    plgpu,
+    products,
+    store,
+    transposed,
+)
 
 _TILE = (64, 16)
 
@@ -63,11 +77,12 @@ def test_a_grid_that_cuda_does_not_have():
 
 
 def _sums_of_products(a, b, c, y, z, a_tile, b_tile, c_tile, arrived):
-    """y = a b + a^T c^T, z = a c^T."""
+    """y = a b + a^T c^T, z = a c^T, whose first is in registers."""
     for source, tile in ((a, a_tile), (b, b_tile), (c, c_tile)):
         copy_in(source, tile, arrived)
     plgpu.barrier_wait(arrived)
-    both, other = products([(a_tile, b_tile), (transposed(a_tile), transposed(c_tile))], [(a_tile, transposed(c_tile))])
+    (both,) = products([(a_tile, b_tile), (transposed(a_tile), transposed(c_tile))])
+    (other,) = products([(held(load(a_tile, MATRIX)), transposed(c_tile))])
     store(y, both)
     store(z, other)
 

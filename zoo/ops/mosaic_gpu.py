@@ -40,6 +40,7 @@ __all__ = [
     "copy_in",
     "copy_out",
     "exporting",
+    "held",
     "interpreted",
     "interpreting",
     "iota",
@@ -238,17 +239,29 @@ def cast(value: Array, layout: Any) -> Array:
 
 
 class Matrix(NamedTuple):
-    """A matrix in shared memory as an operand of `products`: `ref` or its part `ref.at[index]`, perhaps transposed."""
+    """An operand of `products`: a reference `ref` to a matrix in shared memory, or its part `ref.at[index]`.
+
+    Attributes:
+      ref, index: these. Or `ref` is a MATRIX in registers, see `held`.
+      transposed: its transpose is meant.
+      in_registers: whether it is.
+    """
 
     ref: Any
     index: tuple[int, ...] = ()
     transposed: bool = False
+    in_registers: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[rows, columns]."""
         shape = self.ref.shape[len(self.index) :]
         return shape[::-1] if self.transposed else shape
+
+
+def held(value: Array) -> Matrix:
+    """A MATRIX in registers as a left operand of `products`."""
+    return Matrix(value, in_registers=True)
 
 
 def transposed(matrix: Any) -> Matrix:
@@ -262,7 +275,8 @@ def products(*sums: Sequence[tuple[Any, Any]], onto: Sequence[Array | None] = ()
 
     Args:
       sums: pairs of matrices in shared memory, a [M, K] and b [K, N] of one 16-bit dtype, M and K multiples of 64, N of
-        8, each a reference or a `Matrix`. What the threads wrote there must be committed (`plgpu.commit_smem`).
+        8, each a reference or a `Matrix`; a may be `held` in registers. What the threads wrote to shared memory must be
+        committed (`plgpu.commit_smem`).
       onto: a float32 MATRIX for each of the sums, to whose registers it is added, or None; all None if there are none.
 
     Returns:
@@ -292,8 +306,9 @@ def products(*sums: Sequence[tuple[Any, Any]], onto: Sequence[Array | None] = ()
         )
         # Or the compiler moves what reads them before the wait, sees that this is wrong, and waits after every product.
         return list(jax.lax.optimization_barrier(tuple(totals)))
-    # The interpreter of JAX 0.10 knows no transposed operands, none knows accumulators that begin with a value.
-    if jax.__version_info__ < (0, 12):
+    # The interpreter of JAX 0.10 knows no transposed operands, none knows operands in registers, or accumulators that
+    # begin with a value.
+    if jax.__version_info__ < (0, 12) or any(a.in_registers for pairs in matrices for a, _ in pairs):
         found = [sum((_value(a) @ _value(b) for a, b in pairs), jnp.zeros((), jnp.float32)) for pairs in matrices]
     else:
         found = pl.run_scoped(run, *accumulators)
@@ -305,6 +320,8 @@ def _matrix(operand: Any) -> Matrix:
 
 
 def _view(operand: Matrix) -> Any:
+    if operand.in_registers:
+        return operand.ref
     # The part is cut out where it is used: what is given to `run_state` from outside must not be a number.
     ref = operand.ref.at[operand.index] if operand.index else operand.ref
     if not operand.transposed:
@@ -313,5 +330,5 @@ def _view(operand: Matrix) -> Any:
 
 
 def _value(operand: Matrix) -> Array:
-    value = operand.ref[operand.index or ...].astype(jnp.float32)
+    value = (operand.ref if operand.in_registers else operand.ref[operand.index or ...]).astype(jnp.float32)
     return value.T if operand.transposed else value

@@ -36,6 +36,7 @@ from zoo.ops.mosaic_gpu import (
     cast,
     copy_in,
     copy_out,
+    held,
     iota,
     launch,
     load,
@@ -66,7 +67,7 @@ def pairs(tokens: Tokens) -> Pairs:
         grid=(chunks, batch, heads),
         grid_names=("chunk", "batch", "head"),
         scratch=(
-            squares(max(copies, 2 * _PIECES)),
+            squares(max(copies, _PIECES)),
             rows_twice(tokens.rows),
             squares(pieces),
             squares(_PIECES),
@@ -129,22 +130,18 @@ def between(rows: Any) -> Array:
 
 
 def _invert(lower: Array, apart: Array, squares: Any, x: Any) -> None:
-    """Writes the pieces of (I + L)^-1 to `x`; `apart` is row XOR column, six squares are room for L and X L."""
-    minus, halves = ([Matrix(squares, (start + i,)) for i in range(_PIECES)] for start in (0, _PIECES))
-
-    def put(start: int, value: Array) -> None:
-        for i, piece in enumerate(split(value, _PIECES)):
-            store(squares.at[start + i], piece)
-
-    put(0, -lower)
+    """Writes the pieces of (I + L)^-1 to `x`; `apart` is row XOR column, the first of `squares` are room for L."""
+    minus = [Matrix(squares, (i,)) for i in range(_PIECES)]
+    for i, piece in enumerate(split(-lower, _PIECES)):
+        store(squares.at[i], piece)
 
     def merged(level: Array, inverse: Array) -> Array:
-        write(x, inverse)
+        pieces = split(inverse, _PIECES)
+        for i, piece in enumerate(pieces):
+            store(x.at[i], piece)
         synchronise()
-        (half,) = multiply((x, minus))
-        put(_PIECES, half)
-        synchronise()
-        (corners,) = multiply((halves, x))
+        (half,) = multiply(([held(piece) for piece in pieces], minus))
+        (corners,) = multiply(([held(piece) for piece in split(half, _PIECES)], x))
         return inverse + jnp.where(apart >> level == 1, corners, 0.0)
 
     single = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, -lower, 0.0))
