@@ -52,10 +52,11 @@ class Peer:
       function: "module:function" in this package; takes the op's arrays by name, returns the output.
       needs: the modules that must be installed.
       backward_up_to: the longest T whose training step is measured (None: any), with `reason`.
-      gpu: it runs on a GPU only.
+      devices: JAX's names of the kinds that alone it runs on; empty for any.
       dtype: what it computes in; what it takes is cast.
       takes: the dtype that the arrays of `WIDE` are given in, so that casts are not timed.
-      implementation: of ours, the name of one of its implementations (None: its choice).
+      implementation: of ours, the name of one of its implementations (None: its choice), or `KERNELS` for that of the
+        device's kernels.
     """
 
     op: str
@@ -65,7 +66,7 @@ class Peer:
     needs: tuple[str, ...] = ()
     backward_up_to: int | None = None
     reason: str = ""
-    gpu: bool = False
+    devices: tuple[str, ...] = ()
     dtype: str = "float32"
     implementation: str | None = None
     takes: str = "float32"
@@ -76,7 +77,10 @@ class Peer:
         function = getattr(importlib.import_module(f"{__package__}.{module}"), name)
         if self.implementation is None:
             return function
-        return functools.partial(function, implementation=self.implementation)
+        import jax
+
+        implementation = _KERNELS_OF[jax.default_backend()] if self.implementation == KERNELS else self.implementation
+        return functools.partial(function, implementation=implementation)
 
     def missing(self) -> list[str]:
         """The modules that this Python does not have."""
@@ -84,6 +88,9 @@ class Peer:
         return [module for module in needs if importlib.util.find_spec(module) is None]
 
 
+KERNELS = "kernels"
+_KERNELS_OF = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}
+ACCELERATORS = tuple(_KERNELS_OF)
 PEERS = (
     Peer("selective_scan", OURS, "jax", "peers_jax:selective_scan_zoo"),
     *(
@@ -92,12 +99,12 @@ PEERS = (
             ", ".join([OURS, *(["kernels"] if implementation else []), *([dtype] if dtype == BFLOAT16 else [])]),
             "jax",
             "peers_jax:selective_scan_zoo",
-            gpu=True,
+            devices=ACCELERATORS,
             dtype=dtype,
             takes=dtype,
             implementation=implementation,
         )
-        for implementation, dtype in (("mosaic_gpu", "float32"), ("mosaic_gpu", BFLOAT16), (None, BFLOAT16))
+        for implementation, dtype in ((KERNELS, "float32"), (KERNELS, BFLOAT16), (None, BFLOAT16))
     ),
     Peer("selective_scan", SCAN, "jax", "peers_jax:selective_scan_scan"),
     Peer("selective_scan", "jax.lax.associative_scan", "jax", "peers_jax:selective_scan_associative"),
@@ -119,7 +126,7 @@ PEERS = (
             "torch",
             "peers_gpu:selective_scan_mamba_ssm",
             needs=("mamba_ssm",),
-            gpu=True,
+            devices=("gpu",),
             dtype=dtype,
             takes=dtype,
         )
@@ -132,14 +139,14 @@ PEERS = (
             name,
             "jax",
             "peers_jax:delta_rule_zoo",
-            gpu=True,
+            devices=ACCELERATORS,
             dtype=dtype,
             takes="float32" if dtype == BFLOAT16_X3 else dtype,
             implementation=implementation,
         )
         for name, dtype, implementation in (
-            (f"{OURS}, kernels", BFLOAT16_X3, "mosaic_gpu"),
-            (f"{OURS}, kernels, {BFLOAT16}", BFLOAT16, "mosaic_gpu"),
+            (f"{OURS}, kernels", BFLOAT16_X3, KERNELS),
+            (f"{OURS}, kernels, {BFLOAT16}", BFLOAT16, KERNELS),
             (f"{OURS}, {BFLOAT16}", BFLOAT16, None),
         )
     ),
@@ -158,7 +165,7 @@ PEERS = (
         "torch",
         "peers_gpu:delta_rule_fla",
         needs=("fla",),
-        gpu=True,
+        devices=("gpu",),
         dtype=BFLOAT16,
         takes=BFLOAT16,
     ),
@@ -171,14 +178,14 @@ PEERS = (
         "torch",
         "peers_gpu:linear_attention_fla",
         needs=("fla",),
-        gpu=True,
+        devices=("gpu",),
         dtype=BFLOAT16,
         takes=BFLOAT16,
     ),
     Peer("causal_conv1d", OURS, "jax", "peers_jax:conv_zoo"),
     Peer("causal_conv1d", "jax.lax.conv_general_dilated", "jax", "peers_jax:conv_lax"),
     Peer("causal_conv1d", "torch conv1d", "torch", "peers_torch:conv_torch"),
-    Peer("causal_conv1d", "causal-conv1d", "torch", "peers_gpu:conv_cuda", needs=("causal_conv1d",), gpu=True),
+    Peer("causal_conv1d", "causal-conv1d", "torch", "peers_gpu:conv_cuda", needs=("causal_conv1d",), devices=("gpu",)),
 )
 # 4 GB of float64.
 _MOST_STATES = 2**29

@@ -11,13 +11,13 @@ from benchmarks.kernels.prepare import PASSES, TRAINING, Call, prepare, referenc
 from benchmarks.kernels.timing import SAMPLE_SECONDS, interleave
 
 TOLERANCE = {"float32": 2e-5, BFLOAT16_X3: 5e-5, BFLOAT16: 2e-2}
-TIMED, WRONG, FAILED, LEFT_OUT, NOT_INSTALLED, NEEDS_GPU = (
+TIMED, WRONG, FAILED, LEFT_OUT, NOT_INSTALLED, NEEDS_DEVICE = (
     "timed",
     "wrong",
     "failed",
     "left out",
     "not installed",
-    "needs a GPU",
+    "needs another device",
 )
 
 
@@ -26,8 +26,8 @@ class Record:
     """One line of the results: a peer at one op, length, pass and number of threads.
 
     Attributes:
-      status: "timed", or why there is no time: "wrong", "failed", "left out", "not installed", "needs a GPU"; `reason`
-        says more.
+      status: "timed", or why there is no time: "wrong", "failed", "left out", "not installed", "needs another device";
+        `reason` says more.
       error: per array ("y", gradients "du", ...), max|a - b| / max|b| against the float64 reference.
       seconds: the median of `samples`.
       cpu_seconds: the median of the processor's seconds, all threads together. With one thread on a quiet machine they
@@ -162,8 +162,8 @@ def _unavailable(peer: Peer, which: str, length: int, platform: str) -> tuple[st
     missing = peer.missing()
     if missing:
         return NOT_INSTALLED, ", ".join(missing)
-    if peer.gpu and platform == "cpu":
-        return NEEDS_GPU, ""
+    if peer.devices and platform not in peer.devices:
+        return NEEDS_DEVICE, " or ".join(name.upper() for name in peer.devices)
     if which == TRAINING and peer.backward_up_to is not None and length > peer.backward_up_to:
         return LEFT_OUT, peer.reason
     return None

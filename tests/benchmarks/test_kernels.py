@@ -23,7 +23,7 @@ def checkout(monkeypatch):
 def jax_peers(op: str):
     from benchmarks.kernels.cases import peers_of
 
-    return [peer for peer in peers_of(op) if peer.framework == "jax" and not peer.gpu]
+    return [peer for peer in peers_of(op) if peer.framework == "jax" and not peer.devices]
 
 
 def measured(op: str, peers=None, length: int = 5):
@@ -89,11 +89,11 @@ def test_a_wrong_and_a_failing_peer_are_not_timed(monkeypatch):
         make("broken", function="peers_jax:broken"),
         make("stopped", function="peers_jax:stopped"),
         make("absent", needs=("no_such_module",)),
-        make("cuda", gpu=True),
+        make("cuda", devices=("gpu",)),
         make("slow", backward_up_to=4, reason="minutes"),
     ]
     records = {(record.peer, record.which): record for record in measured("causal_conv1d", peers)}
-    expected = {"broken": "wrong", "stopped": "failed", "absent": "not installed", "cuda": "needs a GPU"}
+    expected = {"broken": "wrong", "stopped": "failed", "absent": "not installed", "cuda": "needs another device"}
     for (peer, which), record in records.items():
         status = "left out" if (peer, which) == ("slow", "training") else expected.get(peer, "timed")
         assert record.status == status, record
