@@ -9,18 +9,19 @@ from benchmarks.kernels.report import EMPTY, TITLES, header, row
 from benchmarks.kernels.tpu_worker import KERNELS, Request
 
 _PREFACE = """\
-What the compiler for TPUs says of our kernels (`mosaic_tpu`) and of XLA's forms of the same ops. **Nothing has been run:
-these are no times.** They help to choose what to measure.
+What the compiler for TPUs says of our kernels (`mosaic_tpu`) and of XLA's forms of the same ops. **Nothing has been
+run: these are not times.** They help to choose what to measure.
 
-The figures for the kernels and for XLA's forms differ in kind. Of a kernel it is its schedule, in bundles of
-instructions, followed through all its loops and branches: a cycle each, as long as nothing waits; waits for copies
-between HBM and VMEM, the DMA stalls, are not in it, so a kernel that is bound by memory takes longer. Of what XLA
-compiles, around the kernels and in its own forms, it is the sum of the cycles that XLA's cost model gives to each
-fusion, which take its memory traffic into account and are rough; some instructions on arrays have no estimate
-("unpriced") and count nothing. Where the two are compared, "ratio", it is of one kind by the other.
+The figures of the kernels and those of XLA's forms differ in kind. Of a kernel it is its schedule, in bundles of
+instructions, followed through all loops and branches: a cycle each, as long as nothing waits. Waits for copies between
+HBM and VMEM, the DMA stalls, are not in it, so a kernel that is bound by memory takes longer. Of what XLA compiles,
+around the kernels and in its own forms, it is the sum of the cycles that XLA's cost model gives to each fusion and
+copy: rough, and with the time for memory in mind. Instructions on arrays for which the model has no estimate,
+"unpriced", count nothing; each is counted once there, however often it runs. A ratio is that of the sum to our
+kernels', so of one kind to the other.
 
 Temporary memory is what the compiler plans beside arguments and results. A training step is the output and every
-gradient, for a given cotangent. Seconds to compile are those of one try, tracing and lowering included.
+gradient, for a given cotangent. Seconds to compile are those of one try, with tracing and lowering.
 """
 
 

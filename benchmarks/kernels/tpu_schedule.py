@@ -8,6 +8,7 @@ another form never counts as fewer cycles.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,7 @@ _PLACE = r"\[smem:\[(#\w+(?: \+ \$0x[0-9a-f]+)?)\]\]"
 _STORES = re.compile(rf"%\w+ = sst {_PLACE} {_PREDICATE},? *(%\w+|-?\d+)$")
 _LOADS = re.compile(rf"{_PLACE} *{_PREDICATE}$")
 _BRANCH = re.compile(rf"%\w+ = sbr\.rel {_PREDICATE} *target = \$region(\d+)$")
+_JUMPS = re.compile(r"(?:%\w+ = )?(?:[sl]br|scall|sret)\b|.*\btarget = ", re.DOTALL)
 
 Value = int | None
 Operand = str | int
@@ -116,7 +118,7 @@ def _bundle(text: str) -> _Bundle:
 
 def _read(part: str, bundle: _Bundle) -> None:
     """Adds an instruction to the bundle, if it is one of scalars."""
-    if "target =" in part:
+    if _JUMPS.match(part):
         match = _BRANCH.match(part)
         if match is None or bundle.target is not None:
             raise UnknownForm(f"a branch of another form: {part!r}")
@@ -145,11 +147,13 @@ def _operand(word: str) -> Operand:
 
 def _pieces(bundles: Sequence[_Bundle]) -> list[_Piece]:
     """Cut before what is branched to and after a branch's `DELAY`."""
-    starts = {region: number for number, bundle in enumerate(bundles) for region in bundle.regions}
     branches = {number: bundle.target for number, bundle in enumerate(bundles) if bundle.target is not None}
-    missing = set(branches.values()) - set(starts)
-    if missing:
-        raise UnknownForm(f"there is no region {', '.join(sorted(missing))} to branch to")
+    starts = {}
+    for target in branches.values():
+        places = [number for number, bundle in enumerate(bundles) if target in bundle.regions]
+        if len(places) != 1:
+            raise UnknownForm(f"region {target}, which is branched to, starts {len(places)} times")
+        starts[target] = places[0]
     ends = {number + DELAY + 1: starts[target] for number, target in branches.items()}
     cuts = sorted({0, *ends, *ends.values(), len(bundles)})
     for number in branches:
@@ -162,7 +166,7 @@ def _pieces(bundles: Sequence[_Bundle]) -> list[_Piece]:
             instructions=[one for bundle in bundles[start:end] for one in bundle.instructions],
             target=index[ends[end]] if end in ends else None,
         )
-        for start, end in zip(cuts, cuts[1:], strict=False)
+        for start, end in itertools.pairwise(cuts)
     ]
 
 

@@ -87,7 +87,8 @@ def function(request: Request) -> Any:
     def rule(**given: Any) -> Any:
         tokens, heads = given["q"].shape[:2], request.sizes.heads
         given |= {name: given[name].reshape(*tokens, heads, -1) for name in ("q", "k", "v")}
-        return gated_delta_rule(**given, qk_l2norm=True, implementation=request.implementation).reshape(*tokens, -1)
+        y: Any = gated_delta_rule(**given, qk_l2norm=True, implementation=request.implementation)
+        return y.reshape(*tokens, -1)
 
     return rule
 
