@@ -9,6 +9,7 @@ figures are.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import importlib.util
@@ -41,19 +42,54 @@ def measure(request: Request) -> Record:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dump = folder / "dump"
-        facts = child(dataclasses.asdict(request), folder, dump if request.implementation == KERNELS else None)
-        program = tpu_hlo.read((folder / "program.hlo").read_text(encoding="utf-8"))
-        if bool(program.kernels) != (request.implementation == KERNELS):
-            raise UnknownForm(f"the program has {len(program.kernels)} kernels")
-        kernels = {kernel: times * kernel_cycles(dump, kernel) for kernel, times in program.kernels.items()}
+        facts = child(dataclasses.asdict(request), folder, dump)
+        parts = tpu_hlo.read((folder / "program.hlo").read_text(encoding="utf-8"))
+        schedules = Schedules(dump)
+        kernels = {part.name: part.times * schedules.cycles(part.name) for part in parts if part.kind == tpu_hlo.KERNEL}
+        if bool(kernels) != (request.implementation == KERNELS):
+            raise UnknownForm(f"the program has {len(kernels)} kernels")
+        rest = [part for part in parts if part.kind != tpu_hlo.KERNEL]
+        scheduled, unfollowed = 0, {}
+        for part in rest:
+            try:
+                scheduled += part.times * schedules.cycles(part.name)
+            except UnknownForm as error:
+                unfollowed[part.name] = str(error)
     return Record(
         **dataclasses.asdict(request),
-        cycles=program.cycles + sum(kernels.values()),
-        estimated_cycles=program.cycles,
         kernels=kernels,
-        unpriced=program.unpriced,
+        scheduled=scheduled,
+        unfollowed=unfollowed,
+        estimated=sum(part.times * (part.estimate or 0) for part in rest),
+        estimated_unfollowed=sum(part.times * (part.estimate or 0) for part in rest if part.name in unfollowed),
+        unpriced=dict(collections.Counter(part.kind for part in rest if part.estimate is None)),
         **facts,
     )
+
+
+class Schedules:
+    """The schedules in a dump, by the names of instructions."""
+
+    def __init__(self, dump: Path):
+        self.paths = {match[1]: path for path in dump.iterdir() if (match := _SCHEDULE.fullmatch(path.name))}
+        # Equal instructions share one, which is called after the first.
+        self.shared: dict[str, str] = {}
+        for path in dump.glob("*-deduplication-map.txt"):
+            key = ""
+            for match in _TWINS.finditer(path.read_text(encoding="utf-8")):
+                key = match[1] or key
+                if match[2]:
+                    self.shared[match[2]] = key
+
+    def cycles(self, name: str) -> int:
+        """The bundles that an instruction runs through."""
+        path = self.paths.get(name) or self.paths.get(self.shared.get(name, ""))
+        if path is None:
+            raise UnknownForm(f"the dump has no final_bundles of {name}")
+        try:
+            return tpu_schedule.cycles(path.read_text(encoding="utf-8"))
+        except UnknownForm as error:
+            raise UnknownForm(f"{path.name}: {error}") from error
 
 
 def child(request: dict[str, Any], folder: Path, dump: Path | None = None) -> dict[str, Any]:
@@ -77,31 +113,9 @@ def environment(dump: Path | None) -> dict[str, str]:
     )
     if dump is not None:
         options = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        options += " --xla_jf_dump_llo_pass_label_regex=final_bundles|deduplication-map"
         variables["LIBTPU_INIT_ARGS"] = f"{variables.get('LIBTPU_INIT_ARGS', '')} {options}".strip()
     return variables
-
-
-def kernel_cycles(dump: Path, name: str) -> int:
-    """The bundles that a kernel runs through, by its schedule in the dump, which equal kernels share."""
-    found = {match[1]: path for path in dump.iterdir() if (match := _SCHEDULE.fullmatch(path.name))}
-    key = name if name in found else _twin(dump, name)
-    if key not in found:
-        raise UnknownForm(f"the dump has no final_bundles of {name}; it has those of {', '.join(sorted(found))}")
-    try:
-        return tpu_schedule.cycles(found[key].read_text(encoding="utf-8"))
-    except UnknownForm as error:
-        raise UnknownForm(f"{found[key].name}: {error}") from error
-
-
-def _twin(dump: Path, name: str) -> str | None:
-    """Of which instruction the schedule is dumped that `name` shares."""
-    key = None
-    for path in dump.glob("*-deduplication-map.txt"):
-        for match in _TWINS.finditer(path.read_text(encoding="utf-8")):
-            key = match[1] or key
-            if match[2] == name:
-                return key
-    return None
 
 
 def requests(ops: Sequence[str], devices: Sequence[str], tiny: bool) -> list[Request]:

@@ -1,12 +1,10 @@
-"""What a program compiled for a TPU consists of, from its HLO: XLA's own estimate of cycles, and the kernels in it.
+"""What a program compiled for a TPU consists of, from its HLO: kernels, and what XLA made.
 
-libtpu writes `estimated_cycles`, those of XLA's cost model, into what it compiles as a piece: fusions, copies, single
-operations. Here they are added up over the program, the body of a loop as often as the loop runs. Copies that go on
-beside other work, allocations and scalars count nothing. A few instructions on arrays, among them pads and reshapes,
-have no estimate either; these are listed.
+libtpu writes `estimated_cycles`, those of XLA's cost model, into nearly all that it compiles as a piece: fusions,
+copies, single operations. Here these pieces are listed, with how often they run, the body of a loop as often as the
+loop does. Copies that go on beside other work, allocations and scalars are left out.
 """
 
-import collections
 import dataclasses
 import re
 
@@ -21,24 +19,27 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "after-all"),
     *("copy-start", "copy-done", "slice-start", "slice-done", "async-start", "async-done", "async-update"),
 }
+KERNEL = "kernel"
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _SYMBOLIC = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 _SCALAR = re.compile(r"^\w+\[\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What runs.
+class Part:
+    """An instruction that runs.
 
     Attributes:
-      cycles: by XLA's cost model, of all but the kernels.
-      kernels: how often each runs, by the name of its instruction.
-      unpriced: how many instructions on arrays, by kind, have no estimate though they are not free.
+      name: of the instruction.
+      kind: of the instruction; "kernel" for a kernel.
+      times: how often it runs.
+      estimate: cycles of one time by XLA's cost model; None where there is none.
     """
 
-    cycles: int
-    kernels: dict[str, int]
-    unpriced: dict[str, int]
+    name: str
+    kind: str
+    times: int
+    estimate: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,10 @@ class _Instruction:
     rest: str
 
 
-def read(text: str) -> Program:
-    """Adds up an optimized HLO module's text."""
+def read(text: str) -> list[Part]:
+    """The parts of an optimized HLO module's text."""
     computations, entry = _computations(text)
-    cycles = 0
-    kernels: dict[str, int] = collections.Counter()
-    unpriced: dict[str, int] = collections.Counter()
+    parts = []
     todo = [(entry, 1)]
     while todo:
         name, times = todo.pop()
@@ -67,14 +66,14 @@ def read(text: str) -> Program:
             elif one.kind == "conditional":
                 raise UnknownForm(f"how often the branches of the conditional %{one.name} run is not known")
             elif _KERNEL in one.rest:
-                kernels[one.name] += times
+                parts.append(Part(one.name, KERNEL, times, None))
             elif estimate:
-                cycles += times * int(estimate[1])
+                parts.append(Part(one.name, one.kind, times, int(estimate[1])))
             elif not (one.kind in _FREE or _SYMBOLIC.search(one.rest) or _SCALAR.match(one.type)):
-                unpriced[one.kind] += 1
-    if not cycles and not kernels:
+                parts.append(Part(one.name, one.kind, times, None))
+    if not any(part.kind == KERNEL or part.estimate for part in parts):
         raise UnknownForm("the program has neither kernels nor estimated_cycles")
-    return Program(cycles, dict(kernels), dict(unpriced))
+    return parts
 
 
 def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:

@@ -1,8 +1,9 @@
-"""How many bundles a kernel's schedule for a TPU runs through, from the text that libtpu dumps.
+"""How many bundles a schedule for a TPU runs through, a kernel's or a fusion's, from the text that libtpu dumps.
 
 A dump ends in `final_bundles`: bundles of instructions, one a cycle if nothing waits, with branches between them.
 Which of them run, and how often, is decided by scalars that come from the grid alone. So the scalar instructions are
-followed, from the first bundle to the last, and bundles are counted; vectors and copies are passed over. An
+followed, from the first bundle to the last, and bundles are counted; vectors and copies are passed over. Addresses
+are where something was put and how far behind that: of two in the same place the distance is known, no more. An
 instruction that is not known here leaves a value unknown, and a branch on an unknown value is an error: a dump of
 another form never counts as fewer cycles.
 """
@@ -11,6 +12,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 # Bundles after a branch that run whether or not it is taken: so in every dump for v4 to v6e.
 DELAY = 4
@@ -29,8 +31,17 @@ _STORES = re.compile(rf"%\w+ = sst {_PLACE} {_PREDICATE},? *(%\w+|-?\d+)$")
 _LOADS = re.compile(rf"{_PLACE} *{_PREDICATE}$")
 _BRANCH = re.compile(rf"%\w+ = sbr\.rel {_PREDICATE} *target = \$region(\d+)$")
 _JUMPS = re.compile(r"(?:%\w+ = )?(?:[sl]br|scall|sret)\b|.*\btarget = ", re.DOTALL)
+_NOTE = re.compile(r"(?<=\S) \[#\w+\]$")
 
-Value = int | None
+
+class _Address(NamedTuple):
+    """So far behind the start of what was put there."""
+
+    place: str
+    offset: int
+
+
+Value = int | _Address | None
 Operand = str | int
 
 
@@ -40,7 +51,9 @@ class UnknownForm(ValueError):
 
 def cycles(text: str) -> int:
     """Bundles that run, of a `final_bundles` dump, with each loop and branch as often as its scalars say."""
-    pieces = _pieces(_bundles(text))
+    bundles = _bundles(text)
+    _drop_what_no_branch_needs(bundles)
+    pieces = _pieces(bundles)
     machine, place, total = _Machine(), 0, 0
     for _ in range(_MOST_VISITS):
         piece = pieces[place]
@@ -142,7 +155,26 @@ def _read(part: str, bundle: _Bundle) -> None:
 
 
 def _operand(word: str) -> Operand:
+    word = _NOTE.sub("", word)  # of what an address is in
     return int(word) if re.fullmatch(r"-?\d+", word) else word.replace("%", "")
+
+
+def _drop_what_no_branch_needs(bundles: Sequence[_Bundle]) -> None:
+    """Leaves the branches, what they depend on, what that depends on, and so on."""
+    sources: dict[str, set[str]] = {}
+    needed: set[str] = set()
+    for bundle in bundles:
+        for one in bundle.instructions:
+            read = {str(x).removeprefix("!") for x in (*one.operands, one.predicate, one.otherwise)}
+            needed |= read if one.result is None else set()
+            sources[one.result or ""] = sources.get(one.result or "", set()) | read
+    todo = list(needed)
+    while todo:
+        more = sources.get(todo.pop(), set()) - needed
+        needed |= more
+        todo += more
+    for bundle in bundles:
+        bundle.instructions = [one for one in bundle.instructions if one.result is None or one.result in needed]
 
 
 def _pieces(bundles: Sequence[_Bundle]) -> list[_Piece]:
@@ -189,13 +221,14 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
 }
-_OPERATIONS: dict[str, Callable[..., int]] = {
+_OPERATIONS: dict[str, Callable[..., int | _Address]] = {
     **dict.fromkeys(("sst", "sld", "smov", "pmov"), lambda a: a),
     "pneg": lambda a: 1 - a,
     "scalar_select": lambda which, a, b: a if which else b,
     "sadd.s32": lambda a, b: a + b,
     "ssub.s32": lambda a, b: a - b,
     "smul.u32": lambda a, b: a * b,
+    "smulhi.u32": lambda a, b: _unsigned(a) * _unsigned(b) >> 32,
     "sand.u32": lambda a, b: a & b,
     "sor.u32": lambda a, b: a | b,
     "sxor.u32": lambda a, b: a ^ b,
@@ -246,18 +279,34 @@ class _Machine:
         known = [self._read(x) for x in operands]
         if instruction.name in ("por", "pnand"):
             return _logic(instruction.name, known)
+        if len(known) == 2 and any(isinstance(x, _Address) for x in known):
+            return _distance(instruction.name, *known)
         operation = _OPERATIONS.get(instruction.name)
         if operation is None or any(x is None for x in known):
             return None
-        return _signed(operation(*known))
+        found = operation(*known)
+        return _signed(found) if isinstance(found, int) else found
 
     def _read(self, operand: Operand) -> Value:
         if isinstance(operand, int):
             return _signed(operand)
+        if operand.startswith("[#"):
+            return _Address(operand, 0)
         if operand.startswith("!"):
             value = self._read(operand[1:])
-            return None if value is None else 1 - value
+            return 1 - value if isinstance(value, int) else None
         return self.values.get(operand)
+
+
+def _distance(name: str, a: Value, b: Value) -> Value:
+    """Of two values of which one is an address at least: an address moved, or how far two are from each other."""
+    if isinstance(a, _Address) and isinstance(b, _Address):
+        return _signed(a.offset - b.offset) if name == "ssub.s32" and a.place == b.place else None
+    if isinstance(b, _Address):
+        a, b = b, a
+    if name in ("sadd.s32", "scalar_lea.vmem") and isinstance(a, _Address) and isinstance(b, int):
+        return _Address(a.place, a.offset + b)
+    return None
 
 
 def _logic(name: str, operands: Sequence[Value]) -> Value:
