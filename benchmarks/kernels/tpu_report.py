@@ -19,8 +19,9 @@ fusion and copy, rough, with the time for memory in mind; kernels have none. So 
 truth is no mean of them. The ratio by schedule leaves out memory on both sides. That by cost model sets estimates of
 XLA's forms against the schedules of the kernels, with the estimates of what XLA does around these.
 
-A "+" and the first number under "left out" say of how many instructions the schedule could not be followed; the second
-says how many have no estimate. They count nothing there, which favours XLA's forms; the JSON names them.
+Under "left out" the first number says of how many instructions the schedule could not be followed ("+" stands where
+that is more than none), the second how many have no estimate. They count nothing there, which favours XLA's forms; the
+JSON says more.
 
 Temporary memory is what the compiler plans beside arguments and results. A training step is the output and every
 gradient, for a given cotangent. Seconds to compile are those of one try, with tracing and lowering.
@@ -104,19 +105,26 @@ def _table(records: Sequence[Record]) -> list[str]:
     lines = [f"{_shapes(records[0])} Cycles in millions.", "", *header("", _COLUMNS)]
     for record in records:
         name = f"{record.device}, {record.dtype}, {TITLES[record.which]}: `{record.implementation}`"
-        base = ours[_case(record)]
+        base, more = ours[_case(record)], "+" if record.unfollowed else ""
         cells = [
             _millions(sum(record.kernels.values())) if record.kernels else EMPTY,
-            _millions(record.scheduled) + ("+" if record.unfollowed else ""),
+            _millions(record.scheduled) + more,
             _millions(record.estimated),
-            EMPTY if record is base else f"{record.by_schedule / base.by_schedule:.1f}",
+            EMPTY if record is base else f"{record.by_schedule / base.by_schedule:.1f}{more}",
             EMPTY if record is base else f"{record.by_cost_model / base.by_cost_model:.1f}",
-            f"{len(record.unfollowed)}, {sum(record.unpriced.values())}",
+            f"{_left_out(record)}, {sum(record.unpriced.values())}",
             f"{record.temporary_bytes / 1e6:,.1f}",
             f"{record.compile_seconds:.0f}",
         ]
         lines.append(row(name, cells))
     return lines
+
+
+def _left_out(record: Record) -> str:
+    """Of the schedule, and what the cost model says of that."""
+    if not record.estimated_unfollowed:
+        return str(len(record.unfollowed))
+    return f"{len(record.unfollowed)} ({_millions(record.estimated_unfollowed)} by cost model)"
 
 
 def _case(record: Record) -> tuple[str, str, str]:

@@ -209,13 +209,13 @@ def test_report_and_its_json():
     from benchmarks.kernels.tpu_report import Record, to_json, to_markdown
 
     found = {
-        "estimated_unfollowed": 0,
         "unpriced": {"pad": 2},
         "temporary_bytes": 3_000_000,
         "compile_seconds": 4.4,
     }
     case = ("bfloat16", "training", "v5e")
-    ours, theirs = {"scheduled": 10**5, "estimated": 10**6}, {"scheduled": 28 * 10**6, "estimated": 331 * 10**6}
+    ours = {"scheduled": 10**5, "estimated": 10**6, "estimated_unfollowed": 0}
+    theirs = {"scheduled": 28 * 10**6, "estimated": 331 * 10**6, "estimated_unfollowed": 5 * 10**6}
     records = [
         Record("selective_scan", "mosaic_tpu", *case, kernels={"a.1": 14 * 10**6}, unfollowed={}, **ours, **found),
         Record("selective_scan", "xla_chunked", *case, kernels={}, unfollowed={"b": "why"}, **theirs, **found),
@@ -225,7 +225,7 @@ def test_report_and_its_json():
     for line in (
         "B 8, T 4096, D 2048, N 16; with D, z, dt_bias and softplus. Cycles in millions.",
         "| v5e, bfloat16, training step: `mosaic_tpu` | 14 | 0.1 | 1 | - | - | 0, 2 | 3.0 | 4 |",
-        "| v5e, bfloat16, training step: `xla_chunked` | - | 28+ | 331 | 2.0 | 22.1 | 1, 2 | 3.0 | 4 |",
+        "training step: `xla_chunked` | - | 28+ | 331 | 2.0+ | 22.1 | 1 (5 by cost model), 2 | 3.0 | 4 |",
         "**Nothing has been",
         "libtpu 0.0.50, jax 1",
     ):
@@ -255,6 +255,40 @@ def test_without_libtpu_it_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(tpu_compiler.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"libtpu.*is not installed: pip install libtpu"):
         tpu_compiler.main([])
+
+
+@pytest.mark.parametrize("reason", ["a branch of another form", "its process ended with 1"])
+def test_what_cannot_be_read_ends_the_command(monkeypatch, reason):
+    """With the name of what was compiled; there are no results then."""
+    from benchmarks.kernels import tpu_compiler
+    from benchmarks.kernels.tpu_schedule import UnknownForm
+
+    def measure(request):
+        raise UnknownForm(reason) if "branch" in reason else RuntimeError(reason)
+
+    monkeypatch.setattr(tpu_compiler, "measure", measure)
+    asked = tpu_compiler.requests(["selective_scan"], ["v6e"], tiny=True)
+    with pytest.raises(SystemExit, match=f"selective_scan mosaic_tpu bfloat16 forward for v6e: {reason}"):
+        tpu_compiler.measure_all(asked, jobs=1)
+
+
+def test_a_program_without_the_kernels_is_an_error(monkeypatch):
+    from benchmarks.kernels import tpu_compiler
+    from benchmarks.kernels.tpu_schedule import UnknownForm
+
+    def child(request, folder, dump):
+        dump.mkdir()
+        (folder / "program.hlo").write_text(PROGRAM.replace("tpu_custom_call", "other"))
+        return {"temporary_bytes": 0, "compile_seconds": 0.0}
+
+    monkeypatch.setattr(tpu_compiler, "child", child)
+    ours, theirs, *_ = tpu_compiler.requests(["selective_scan"], ["v6e"], tiny=True)
+    with pytest.raises(UnknownForm, match="the program has 0 kernels"):
+        tpu_compiler.measure(ours)
+    found = tpu_compiler.measure(theirs)  # of which nothing was dumped
+    assert (found.scheduled, found.estimated, found.estimated_unfollowed) == (0, 16 * 33700 + 101, 16 * 33700 + 101)
+    assert set(found.unfollowed) == {"pad.72", "selective_scan.1", "copy.9", "fusion.7"}
+    assert found.unpriced == {"pad": 1, "custom-call": 1}
 
 
 def test_unknown_names_are_refused(capsys):
