@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ops", type=some(list(OPS)), default=list(OPS), help=f"of {', '.join(OPS)}")
-    parser.add_argument("--devices", type=some(list(DEVICES)), default=["v5e", "v6e"], help=f"of {', '.join(DEVICES)}")
+    parser.add_argument("--devices", type=some(list(DEVICES)), default=list(DEVICES), help=f"of {', '.join(DEVICES)}")
     parser.add_argument("--jobs", type=int, default=1, help="programs compiled at a time; seconds are then longer")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: to see that it works")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the folder of the results")

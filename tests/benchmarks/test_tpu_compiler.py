@@ -296,7 +296,7 @@ def test_unknown_names_are_refused(capsys):
 
     with pytest.raises(SystemExit):
         tpu_compiler.main(["--devices", "v5e,v1"])
-    assert "unknown: v1; choose v4, v5e" in capsys.readouterr().err
+    assert "unknown: v1; choose v5e, v6e" in capsys.readouterr().err
 
 
 @pytest.mark.slow
