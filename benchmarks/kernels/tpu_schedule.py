@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-# Bundles after a branch that run whether or not it is taken, for v5e and v6e: their dumps have no label sooner, and many
-# there. (A v4 has one.)
+# Bundles after a branch that run whether or not it is taken, on v5e and v6e: labels come then, and in no dump sooner.
+# (On a v4 it is one.)
 DELAY = 4
 # Visits of straight pieces of a schedule after which it is taken to be endless.
 _MOST_VISITS = 20_000_000
