@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks.kernels import tpu_hlo, tpu_report, tpu_schedule
 from benchmarks.kernels.prepare import PASSES
+from benchmarks.kernels.tpu_bundles import UnknownForm
 from benchmarks.kernels.tpu_report import Record
-from benchmarks.kernels.tpu_schedule import UnknownForm
 from benchmarks.kernels.tpu_worker import DEVICES, DTYPES, KERNELS, OPS, Request
 
 CHECKOUT = Path(__file__).parents[2]

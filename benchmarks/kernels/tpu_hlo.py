@@ -8,7 +8,7 @@ loop does. Copies that go on beside other work, allocations and scalars are left
 import dataclasses
 import re
 
-from benchmarks.kernels.tpu_schedule import UnknownForm
+from benchmarks.kernels.tpu_bundles import UnknownForm
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^  +(?:ROOT )?%?([\w.\-]+) = (\S.*?) ([a-z][\w\-]*)\((.*)$")

@@ -79,12 +79,14 @@ $region83 }
         ("  0x18   :", "  0x18", "bundle 24 is called 19"),
         ("%s137_s9, 64 }", "%s137_s9, 2147483648 }", None),
         ("%9 = vsyncpa", "%9 = sst [smem:[%s5_s1]] %s6_s2  ;;  %9 = vsyncpa", "a store of another form"),
+        ("%s518_s9 = smov", "%s518_s9, %s519_s8 = sfoo", "nothing sets s518_s9, an operand of a phi"),
         ("0x2   :  {", "0x2   :  { %1 = scall $helper  ;;", "a branch of another form"),
     ],
 )
 def test_what_a_schedule_does_not_say_is_an_error(old, new, reason):
     """Or, of numbers: 2^31 is -2^31, and the loop ends at once."""
-    from benchmarks.kernels.tpu_schedule import UnknownForm, cycles
+    from benchmarks.kernels.tpu_bundles import UnknownForm
+    from benchmarks.kernels.tpu_schedule import cycles
 
     assert old in SCHEDULE
     text = whole(SCHEDULE).replace(old, new)
@@ -99,9 +101,10 @@ def test_what_a_schedule_does_not_say_is_an_error(old, new, reason):
 
 def test_a_schedule_without_an_end(monkeypatch):
     from benchmarks.kernels import tpu_schedule
+    from benchmarks.kernels.tpu_bundles import UnknownForm
 
     monkeypatch.setattr(tpu_schedule, "_MOST_VISITS", 1000)
-    with pytest.raises(tpu_schedule.UnknownForm, match="does not come to an end"):
+    with pytest.raises(UnknownForm, match="does not come to an end"):
         tpu_schedule.cycles(whole(SCHEDULE.replace("sbr.rel (!%p12_p9) target", "sbr.rel target")))
 
 
@@ -172,8 +175,8 @@ def test_what_runs_is_listed_with_how_often():
     ],
 )
 def test_what_a_program_does_not_say_is_an_error(old, new, reason):
+    from benchmarks.kernels.tpu_bundles import UnknownForm
     from benchmarks.kernels.tpu_hlo import read
-    from benchmarks.kernels.tpu_schedule import UnknownForm
 
     assert old in PROGRAM
     with pytest.raises(UnknownForm, match=re.escape(reason)):
@@ -185,8 +188,8 @@ def test_what_a_program_does_not_say_is_an_error(old, new, reason):
 
 def test_schedules_are_found_in_a_dump(tmp_path):
     """By their own name, or by that of an equal one, whose schedule they share."""
+    from benchmarks.kernels.tpu_bundles import UnknownForm
     from benchmarks.kernels.tpu_compiler import Schedules
-    from benchmarks.kernels.tpu_schedule import UnknownForm
 
     (tmp_path / "1795-sums.1-71-final_bundles.txt").write_text(whole(SCHEDULE))
     (tmp_path / "1795-sums.1-70-schedule-analysis_final_bundles.txt").write_text("Schedule analysis:")
@@ -261,7 +264,7 @@ def test_without_libtpu_it_says_what_is_missing(monkeypatch):
 def test_what_cannot_be_read_ends_the_command(monkeypatch, reason):
     """With the name of what was compiled; there are no results then."""
     from benchmarks.kernels import tpu_compiler
-    from benchmarks.kernels.tpu_schedule import UnknownForm
+    from benchmarks.kernels.tpu_bundles import UnknownForm
 
     def measure(request):
         raise UnknownForm(reason) if "branch" in reason else RuntimeError(reason)
@@ -274,7 +277,7 @@ def test_what_cannot_be_read_ends_the_command(monkeypatch, reason):
 
 def test_a_program_without_the_kernels_is_an_error(monkeypatch):
     from benchmarks.kernels import tpu_compiler
-    from benchmarks.kernels.tpu_schedule import UnknownForm
+    from benchmarks.kernels.tpu_bundles import UnknownForm
 
     def child(request, folder, dump):
         dump.mkdir()
