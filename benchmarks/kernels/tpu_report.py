@@ -16,7 +16,7 @@ A *schedule* is what is run: bundles of instructions, followed through all loops
 nothing waits. Waits for copies between HBM and VMEM, the DMA stalls, are not in it, so what is bound by memory takes
 longer, XLA's forms above all, which write much more than the kernels do. The *cost model* is XLA's own estimate of each
 fusion and copy, rough, with the time for memory in mind; kernels have none. So the two columns differ in kind, and
-truth is no mean of them. The ratio by schedule leaves out memory on both sides. That by cost model sets estimates of
+the time of a run need not lie between them. The ratio by schedule leaves out memory on both sides. That by cost model sets estimates of
 XLA's forms against the schedules of the kernels, with the estimates of what XLA does around these.
 
 Under "left out" the first number says of how many instructions the schedule could not be followed ("+" stands where

@@ -7,11 +7,11 @@ instructions (a cycle each, if nothing waits for memory), and for what XLA makes
     v5e: B 8, T 4096, E 2048, N 16,     schedule                 cost model               temporary memory
     bfloat16, with a gate               forward  training step   forward  training step   of a training step
     kernels                               3.9 M         14.7 M         -              -      1 MB
-    "xla_chunked", at least              11.6 M         43.3 M     100 M          331 M   6344 MB
-    "xla_sequential"                     12.9 M         68.7 M      78 M          605 M    673 MB
+    "xla_chunked"                       >11.6 M        >43.3 M     100 M          331 M   6344 MB
+    "xla_sequential"                    >12.9 M        >68.7 M      78 M          605 M    673 MB
 
 The two differ in kind: the schedule leaves out waits for memory, of which XLA's forms have more, and the cost model is
-rough. The kernels are bound by arithmetic: forwards they read and write 0.54 GB, for which a v5e (819 GB/s, 1.5 GHz)
+rough. (">": of some of XLA's instructions the schedule is not known.) The kernels are bound by arithmetic: forwards they read and write 0.54 GB, for which a v5e (819 GB/s, 1.5 GHz)
 would need about 1 M cycles.
 """
 
