@@ -15,9 +15,9 @@ run: these are not times.** They help to choose what to measure.
 A *schedule* is what is run: bundles of instructions, followed through all loops and branches, a cycle each as long as
 nothing waits. Waits for copies between HBM and VMEM, the DMA stalls, are not in it, so what is bound by memory takes
 longer, XLA's forms above all, which write much more than the kernels do. The *cost model* is XLA's own estimate of each
-fusion and copy, rough, with the time for memory in mind; kernels have none. So the two columns differ in kind, and
-the time of a run need not lie between them. The ratio by schedule leaves out memory on both sides. That by cost model sets estimates of
-XLA's forms against the schedules of the kernels, with the estimates of what XLA does around these.
+fusion and copy, rough, with the time for memory in mind; kernels have none. So the two columns differ in kind, and the
+time of a run need not lie between them. The ratio by schedule leaves out memory on both sides. That by cost model sets
+estimates of XLA's forms against the schedules of the kernels, with the estimates of what XLA does around these.
 
 Under "left out" the first number says of how many instructions the schedule could not be followed ("+" stands where
 that is more than none), the second how many have no estimate. They count nothing there, which favours XLA's forms; the

@@ -318,6 +318,7 @@ def test_the_whole_command(run_python, tmp_path):
         ours = {forward} | (backward[record["op"]] if record["which"] == "training" else set())
         assert names == (ours if record["implementation"] == "mosaic_tpu" else set())
         assert all(count > 1000 for count in record["kernels"].values())
-        assert min(record["scheduled"], record["estimated"]) > 1000
+        assert record["estimated"] > 1000
+        assert record["scheduled"] > (0 if ours == names else 1000)
         assert record["compile_seconds"] > 0
     assert "| v5e, float32, training step: `xla_sequential` | - |" in (tmp_path / "tpu_compiler.md").read_text()
