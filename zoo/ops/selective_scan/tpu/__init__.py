@@ -11,8 +11,8 @@ instructions (a cycle each, if nothing waits for memory), and for what XLA makes
     "xla_sequential"                    >12.9 M        >68.7 M      78 M          605 M    673 MB
 
 The two differ in kind: the schedule leaves out waits for memory, of which XLA's forms have more, and the cost model is
-rough. (">": of some of XLA's instructions the schedule is not known.) The kernels are bound by arithmetic: forwards they
-read and write 0.54 GB, for which a v5e (819 GB/s, 1.5 GHz) would need about 1 M cycles.
+rough. (">": of some of XLA's instructions the schedule is not known.) The kernels are bound by arithmetic: forwards
+they read and write 0.54 GB, for which a v5e (819 GB/s, 1.5 GHz) would need about 1 M cycles.
 """
 
 from zoo.ops.selective_scan.tpu.scan import backward, fitted, forward, unsupported
