@@ -90,12 +90,12 @@ def _targets(records: Sequence[Record]) -> list[str]:
     lines = [
         f"{counts[MET]} met, {counts[MISSED]} missed, {counts[OPEN]} not measured.",
         "",
-        *_header("target", [f"{THREADS[threads]}, T {length}" for threads, length in columns]),
+        *header("target", [f"{THREADS[threads]}, T {length}" for threads, length in columns]),
     ]
     for target in TARGETS:
         cells = [_verdict(found.get((str(target), *column)), target.quantity) for column in columns]
         if any(cell != EMPTY for cell in cells):
-            lines.append(_row(str(target), cells))
+            lines.append(row(str(target), cells))
     return lines
 
 
@@ -118,20 +118,20 @@ def _tables(op: str, sizes: Sizes, records: Sequence[Record]) -> list[str]:
     for threads in dict.fromkeys(record.threads for record in records):
         columns = [(which, length) for which in PASSES for length in lengths]
         lines += ["", f"Milliseconds, {THREADS[threads]}:", ""]
-        lines += _header("", [f"{TITLES[which]}, T {length}" for which, length in columns])
-        lines += [_row(name, [_time(found.get((threads, *column, name))) for column in columns]) for name in peers]
+        lines += header("", [f"{TITLES[which]}, T {length}" for which, length in columns])
+        lines += [row(name, [_time(found.get((threads, *column, name))) for column in columns]) for name in peers]
     threads = records[-1].threads
     lines += ["", "Training step: memory in MB, of what, seconds to compile, and the largest error of all that was "]
     lines[-1] += "checked, relative to the array's largest value:"
     columns = [*(f"MB, T {length}" for length in lengths), "of", *(f"compile, T {length}" for length in lengths)]
-    lines += ["", *_header("", [*columns, "error"])]
+    lines += ["", *header("", [*columns, "error"])]
     for name in peers:
-        row = [found[threads, TRAINING, length, name] for length in lengths]
-        what = next((record.memory_of for record in row if record.memory_of), EMPTY)
-        memory = [_number(record.memory_bytes, 1e6, 1) for record in row]
-        compile_seconds = [_number(record.compile_seconds, 1, 1) for record in row]
+        cases = [found[threads, TRAINING, length, name] for length in lengths]
+        what = next((record.memory_of for record in cases if record.memory_of), EMPTY)
+        memory = [_number(record.memory_bytes, 1e6, 1) for record in cases]
+        compile_seconds = [_number(record.compile_seconds, 1, 1) for record in cases]
         worst = max(max(record.error.values(), default=0.0) for record in records if record.peer == name)
-        lines.append(_row(name, [*memory, what, *compile_seconds, f"{worst:.1e}"]))
+        lines.append(row(name, [*memory, what, *compile_seconds, f"{worst:.1e}"]))
     return lines + _notes(records)
 
 
@@ -165,9 +165,9 @@ def _number(value: float | None, unit: float, digits: int) -> str:
     return EMPTY if value is None else f"{value / unit:,.{digits}f}"
 
 
-def _header(first: str, columns: Sequence[str]) -> list[str]:
-    return [_row(first, columns), "|---|" + "---:|" * len(columns)]
+def header(first: str, columns: Sequence[str]) -> list[str]:
+    return [row(first, columns), "|---|" + "---:|" * len(columns)]
 
 
-def _row(first: str, cells: Sequence[str]) -> str:
+def row(first: str, cells: Sequence[str]) -> str:
     return f"| {' | '.join([first, *cells])} |"

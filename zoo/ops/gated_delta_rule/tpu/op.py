@@ -5,9 +5,11 @@ their gradients. For the gradients nothing but the inputs is kept. The states be
 inverses of blocks, and read by the kernel that goes back: for every 128 tokens of a head K V numbers of the width of an
 operand and 32 * 128 of float32, together about as much as q and k.
 
-They have not been run on a TPU. By its compiler's schedules for v5e (B 8, T 4096, 16 heads of 128 and 128, bfloat16)
-the kernels take 4 million cycles forward and 14 with all gradients; XLA for its form of the op, by the compiler's
-estimate, 95 and 256 million. These are estimates, to choose what to measure. Temporary memory is 0.2 GB, not 2.9.
+They have not been run on a TPU. What its compiler says, by `python -m benchmarks.kernels.tpu_compiler`, for v5e (B 8, T
+4096, 16 heads of 128 and 128, bfloat16): by schedule, which leaves out waits for memory, 3.6 million cycles forward and
+12.1 with all gradients, where XLA's form of the op has 19 and 50 million or more; that form by XLA's cost model, which
+is rough, 95 and 256 million. These are estimates, to choose what to measure. Temporary memory for the gradients is 0.14
+GB, not 3.0 GB.
 """
 
 import functools
