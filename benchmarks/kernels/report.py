@@ -166,8 +166,10 @@ def _number(value: float | None, unit: float, digits: int) -> str:
 
 
 def header(first: str, columns: Sequence[str]) -> list[str]:
+    """The first two lines of a table in Markdown, with numbers to the right."""
     return [row(first, columns), "|---|" + "---:|" * len(columns)]
 
 
 def row(first: str, cells: Sequence[str]) -> str:
+    """A line of it."""
     return f"| {' | '.join([first, *cells])} |"

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closeness import assert_equal, assert_same, error, rms_error
+from delta_kernels import NARROW, WIDE, cotangents, exact, interpreted, marks, operands, rounded, with_gradients
 
 from zoo.ops import backend, mosaic_tpu
 from zoo.ops.gated_delta_rule import gated_delta_rule
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 EVERYTHING = {"qk_l2norm": True, "reverse": True}
-# Products of numbers of 8 bits, and of float32.
-NARROW, WIDE = "bfloat16", "float32"
 
 
 @pytest.fixture(autouse=True)
@@ -28,79 +27,9 @@ def cached_compilation(compilation_cache):
     """Most of the time goes into compiling."""
 
 
-def operands(length, gated=True, heads=(1, 2), widths=(64, 64), batch=1, seed=0):
-    """All arrays of floats, by name: keys of length 1, decays weak and strong."""
-    rng = np.random.default_rng(seed)
-    k = rng.standard_normal((batch, length, heads[0], widths[0]))
-    found = {
-        "q": rng.standard_normal(k.shape),
-        "k": k / np.linalg.norm(k, axis=-1, keepdims=True),
-        "v": rng.standard_normal((batch, length, heads[1], widths[1])),
-        "beta": rng.uniform(0, 1, (batch, length, heads[1])),
-        "initial_state": rng.standard_normal((batch, heads[1], *widths)),
-    }
-    if gated:
-        found["log_decay"] = -(rng.exponential(size=(batch, length, heads[1])) ** 3)
-    return found
-
-
-def cotangents(given, seed=9):
-    """Of the output and of the last state."""
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal(given["v"].shape), rng.standard_normal(given["initial_state"].shape)
-
-
-def marks(length, batch=1):
-    """Padding on both sides and in between, and three segments."""
-    rng = np.random.default_rng(3)
-    return {
-        "mask": rng.random((batch, length)) > 0.2,
-        "segment_ids": np.sort(rng.integers(0, 3, (batch, length)), 1).astype(np.int32),
-    }
-
-
-def with_gradients(implementation, **options):
-    """(output, last state) and the gradients of all operands."""
-
-    def run(given, cotangents, marks):
-        def forward(given):
-            return gated_delta_rule(**given, **marks, return_state=True, implementation=implementation, **options)
-
-        found, pull = jax.vjp(forward, given)
-        return found, pull(jax.tree.map(lambda ct, x: ct.astype(x.dtype), cotangents, found))[0]
-
-    return jax.jit(run)
-
-
-def rounded(tree, dtype):
-    """As arrays of `dtype`, but for the state and its gradient, and the log decays, which are float32."""
-
-    def one(path, x):
-        wide = jax.tree_util.keystr(path) in ("[0]['initial_state']", "[0]['log_decay']", "[1][1]")
-        return jnp.asarray(x, jnp.float32 if wide else dtype)
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def exact(arrays, given_marks, **options):
-    """The reference in float64, of the arrays as they were rounded."""
-    with jax.enable_x64(True):
-        double = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), arrays)
-        return jax.tree.map(np.asarray, with_gradients("reference", **options)(*double, given_marks))
-
-
-def interpreted(arrays, given_marks, **options):
-    """By kernels; they are compiled once for two calls, whose results are the same to the bit."""
-    with mosaic_tpu.interpreted():
-        run = with_gradients("mosaic_tpu", **options)
-        found = run(*arrays, given_marks)
-        assert_equal(run(*arrays, given_marks), found)
-    return found
-
-
 def check(given, dtype, given_marks, **options):
     arrays = rounded((given, cotangents(given)), dtype)
-    found, expected = interpreted(arrays, given_marks, **options), exact(arrays, given_marks, **options)
+    found, expected = interpreted("mosaic_tpu", arrays, given_marks, **options), exact(arrays, given_marks, **options)
     if dtype == WIDE:
         assert_same(found, expected, 5e-6)
     else:
@@ -154,7 +83,7 @@ def test_correlated_keys_with_beta_2(dtype, sign):
     given["k"] = given["k"][:, :1] * float(sign) ** np.arange(200)[:, None, None]
     given["beta"] = np.full_like(given["beta"], 2)
     arrays = rounded((given, cotangents(given)), dtype)
-    found, expected = interpreted(arrays, {}), exact(arrays, {})
+    found, expected = interpreted("mosaic_tpu", arrays, {}), exact(arrays, {})
     assert_same(found, expected, 3e-4 if dtype == WIDE else 0.1, measure=rms_error)
 
 
@@ -167,8 +96,8 @@ def test_content_of_padding_means_nothing():
         return np.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, content)
 
     loud = {name: x if name == "initial_state" else filled(x, np.nan) for name, x in given.items()}
-    found = interpreted(rounded((loud, (filled(y, np.nan), state)), NARROW), around)
-    assert_equal(found, interpreted(rounded((given, (y, state)), NARROW), around))
+    found = interpreted("mosaic_tpu", rounded((loud, (filled(y, np.nan), state)), NARROW), around)
+    assert_equal(found, interpreted("mosaic_tpu", rounded((given, (y, state)), NARROW), around))
     assert not np.asarray(found[0][0], np.float32)[~mask].any()
 
 

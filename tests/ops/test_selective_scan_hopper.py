@@ -8,52 +8,24 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_equal, assert_same, error
+from closeness import assert_equal, assert_same
+from scan_kernels import (
+    GATED,
+    PLAIN,
+    REAL,
+    ROUNDING,
+    check,
+    check_vmap,
+    exact,
+    interpreted,
+    problem,
+    shapes,
+    with_gradients,
+)
 
 from zoo.ops import backend, mosaic_gpu
 from zoo.ops.selective_scan import selective_scan
 from zoo.ops.selective_scan.hopper import block, spans
-
-GATED = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
-PLAIN = ("u", "dt", "A", "B", "C")
-ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
-REAL = {"batch": 8, "length": 4096, "width": 2048, "states": 16}
-
-
-def shapes(*, batch, length, width, states, groups=None):
-    tokens, narrow = (batch, length, width), (batch, length, *([groups] if groups else []), states)
-    sizes = dict.fromkeys(("u", "dt", "z"), tokens) | dict.fromkeys(("B", "C"), narrow)
-    return sizes | {"A": (width, states), "D": (width,), "dt_bias": (width,), "initial_state": (batch, states, width)}
-
-
-def problem(names, dtype="float32", *, seed=0, **sizes):
-    """Operands and cotangents of the output and of the last state."""
-    rng = np.random.default_rng(seed)
-    form = shapes(**sizes)
-    narrow = ("A", "D", "dt_bias", "initial_state")
-    given = {name: rng.standard_normal(form[name]) for name in names}
-    given["A"] = -np.exp(given["A"])
-    given = {name: jnp.asarray(x, "float32" if name in narrow else dtype) for name, x in given.items()}
-    out = (jnp.asarray(rng.standard_normal(form["u"]), dtype), jnp.asarray(rng.standard_normal(form["initial_state"])))
-    return given, (out[0], out[1].astype(jnp.float32))
-
-
-def with_gradients(given, cotangents, **options):
-    y, pull = jax.vjp(lambda given: selective_scan(**given, return_state=True, **options), given)
-    return y, pull(cotangents)[0]
-
-
-def exact(given, cotangents, **options):
-    with jax.enable_x64(True):
-        given, cotangents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (given, cotangents))
-        return jax.jit(functools.partial(with_gradients, implementation="reference", **options))(given, cotangents)
-
-
-def interpreted(given, cotangents, times=1, **options):
-    with mosaic_gpu.interpreted():
-        run = jax.jit(functools.partial(with_gradients, implementation="mosaic_gpu", **options))
-        results = [jax.block_until_ready(run(given, cotangents)) for _ in range(times)]
-    return results[0] if times == 1 else results
 
 
 @pytest.fixture
@@ -62,26 +34,19 @@ def short_code(monkeypatch, compilation_cache):
     monkeypatch.setattr(block, "TOGETHER", 2)
 
 
-def check(found, given, cotangents, tolerance, **options):
-    (y, _), gradients = found
-    assert y.dtype == given["u"].dtype
-    assert {name: x.dtype for name, x in gradients.items()} == {name: x.dtype for name, x in given.items()}
-    assert_same(found, exact(given, cotangents, **options), tolerance)
-
-
 def test_everything_in_reverse_and_the_same_to_the_bit(short_code):
     """35 tokens are two tiles, 5 states and 50 channels less than a block; what padding holds does not matter."""
     given, cotangents = problem(GATED, batch=1, length=35, width=50, states=5)
     mask = np.random.default_rng(1).random((1, 35)) > 0.2
     hidden = {name: jnp.where(mask[..., None], given[name], jnp.nan) for name in ("u", "dt", "B", "C", "z")}
-    first, second = interpreted(given | hidden, cotangents, times=2, mask=mask, reverse=True)
+    first, second = interpreted("mosaic_gpu", given | hidden, cotangents, times=2, mask=mask, reverse=True)
     assert_equal(first, second)
     check(first, given, cotangents, ROUNDING["float32"], mask=mask, reverse=True)
 
 
 def test_bfloat16(short_code):
     given, cotangents = problem(GATED, "bfloat16", batch=1, length=32, width=64, states=8)
-    check(interpreted(given, cotangents), given, cotangents, ROUNDING["bfloat16"])
+    check(interpreted("mosaic_gpu", given, cotangents), given, cotangents, ROUNDING["bfloat16"])
 
 
 @pytest.mark.slow
@@ -93,7 +58,7 @@ def test_lengths(names, length, reverse, dtype, short_code):
     given, cotangents = problem(names, dtype, batch=2, length=length, width=70, states=9, seed=length)
     mask = np.random.default_rng(length).random((2, length)) > 0.2 if names == GATED else None
     options = {"mask": mask, "reverse": reverse}
-    check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING[dtype], **options)
+    check(interpreted("mosaic_gpu", given, cotangents, **options), given, cotangents, ROUNDING[dtype], **options)
 
 
 @pytest.mark.slow
@@ -101,7 +66,7 @@ def test_lengths(names, length, reverse, dtype, short_code):
 def test_the_code_of_the_device(states, compilation_cache):
     """As many tokens at a time as on a device."""
     given, cotangents = problem(GATED, batch=1, length=40, width=64, states=states)
-    check(interpreted(given, cotangents), given, cotangents, ROUNDING["float32"])
+    check(interpreted("mosaic_gpu", given, cotangents), given, cotangents, ROUNDING["float32"])
 
 
 @pytest.mark.slow
@@ -109,7 +74,7 @@ def test_time_steps_as_they_are(short_code):
     given, cotangents = problem(PLAIN, batch=1, length=40, width=64, states=8)
     given["dt"] = jnp.abs(given["dt"])
     options = {"dt_softplus": False}
-    check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING["float32"], **options)
+    check(interpreted("mosaic_gpu", given, cotangents, **options), given, cotangents, ROUNDING["float32"], **options)
 
 
 @pytest.mark.slow
@@ -119,7 +84,7 @@ def test_spans(reverse, short_code, monkeypatch):
     monkeypatch.setattr(spans, "choose", lambda *sizes: 3)
     given, cotangents = problem(GATED, batch=1, length=165, width=64, states=8)
     options = {"reverse": reverse, "mask": np.random.default_rng(1).random((1, 165)) > 0.2}
-    check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING["float32"], **options)
+    check(interpreted("mosaic_gpu", given, cotangents, **options), given, cotangents, ROUNDING["float32"], **options)
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the interpreter finds races since JAX 0.12")
@@ -141,15 +106,8 @@ def test_no_copy_meets_a_tile_in_use(count, short_code, monkeypatch):
 @pytest.mark.slow
 def test_groups_and_vmap(short_code):
     given, cotangents = problem(GATED, batch=1, length=33, width=128, states=8, groups=2)
-    check(interpreted(given, cotangents), given, cotangents, ROUNDING["float32"])
-    given, _ = problem(GATED, batch=2, length=33, width=64, states=8)
-    shared = ("A", "D", "dt_bias")
-    axes = {name: None if name in shared else 0 for name in given}
-    rows = {name: x if name in shared else x[:, None] for name, x in given.items()}
-    with mosaic_gpu.interpreted():
-        scan = functools.partial(selective_scan, implementation="mosaic_gpu")
-        y = jax.jit(jax.vmap(lambda given: scan(**given), in_axes=(axes,)))(rows)
-    assert error(y[:, 0], selective_scan(**given)) <= ROUNDING["float32"]
+    check(interpreted("mosaic_gpu", given, cotangents), given, cotangents, ROUNDING["float32"])
+    check_vmap("mosaic_gpu")
 
 
 @pytest.mark.slow
@@ -158,7 +116,7 @@ def test_extremes(short_code):
     given, cotangents = problem(GATED, batch=1, length=40, width=64, states=8)
     given["A"] = given["A"].at[:, ::2].multiply(1e4)
     given["dt"] = given["dt"] - 14 * (jnp.arange(64) % 2)
-    (y, state), gradients = interpreted(given, cotangents)
+    (y, state), gradients = interpreted("mosaic_gpu", given, cotangents)
     assert_same(((y, state), gradients), exact(given, cotangents), ROUNDING["float32"])
 
 

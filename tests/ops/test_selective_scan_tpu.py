@@ -11,36 +11,27 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closeness import assert_equal, assert_same, error
+from closeness import assert_equal, assert_same
+from scan_kernels import (
+    GATED,
+    NARROW,
+    PLAIN,
+    REAL,
+    ROUNDING,
+    check,
+    check_vmap,
+    exact,
+    interpreted,
+    problem,
+    shapes,
+    with_gradients,
+)
 
 from zoo.ops import backend, mosaic_tpu
 from zoo.ops.selective_scan import selective_scan
 from zoo.ops.selective_scan.tpu import block
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
-
-GATED = ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
-PLAIN = ("u", "dt", "A", "B", "C")
-ROUNDING = {"float32": 2e-6, "bfloat16": 1e-2}
-REAL = {"batch": 8, "length": 4096, "width": 2048, "states": 16}
-NARROW = ("A", "D", "dt_bias", "initial_state")
-
-
-def shapes(*, batch, length, width, states, groups=None):
-    tokens, narrow = (batch, length, width), (batch, length, *([groups] if groups else []), states)
-    sizes = dict.fromkeys(("u", "dt", "z"), tokens) | dict.fromkeys(("B", "C"), narrow)
-    return sizes | {"A": (width, states), "D": (width,), "dt_bias": (width,), "initial_state": (batch, states, width)}
-
-
-def problem(names, dtype="float32", *, seed=0, **sizes):
-    """Operands and cotangents of the output and of the last state."""
-    rng = np.random.default_rng(seed)
-    form = shapes(**sizes)
-    given = {name: rng.standard_normal(form[name]) for name in names}
-    given["A"] = -np.exp(given["A"])
-    given = {name: jnp.asarray(x, "float32" if name in NARROW else dtype) for name, x in given.items()}
-    y, state = (rng.standard_normal(form[name]) for name in ("u", "initial_state"))
-    return given, (jnp.asarray(y, dtype), jnp.asarray(state, jnp.float32))
 
 
 def flags(batch, length):
@@ -50,37 +41,12 @@ def flags(batch, length):
     return {"mask": rng.random((batch, length)) > 0.2, "segment_ids": ids}
 
 
-def with_gradients(given, cotangents, **options):
-    y, pull = jax.vjp(lambda given: selective_scan(**given, return_state=True, **options), given)
-    return y, pull(cotangents)[0]
-
-
-def exact(given, cotangents, **options):
-    with jax.enable_x64(True):
-        given, cotangents = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (given, cotangents))
-        return jax.jit(functools.partial(with_gradients, implementation="reference", **options))(given, cotangents)
-
-
-def interpreted(given, cotangents, times=1, interpreter=None, **options):
-    with mosaic_tpu.interpreted(**(interpreter or {})):
-        run = jax.jit(functools.partial(with_gradients, implementation="mosaic_tpu", **options))
-        results = [jax.block_until_ready(run(given, cotangents)) for _ in range(times)]
-    return results[0] if times == 1 else results
-
-
-def check(found, given, cotangents, tolerance, **options):
-    (y, _), gradients = found
-    assert y.dtype == given["u"].dtype
-    assert {name: x.dtype for name, x in gradients.items()} == {name: x.dtype for name, x in given.items()}
-    assert_same(found, exact(given, cotangents, **options), tolerance)
-
-
 def test_everything_in_reverse_and_the_same_to_the_bit(compilation_cache):
     """135 tokens are two chunks, 5 states and 150 channels less than two tiles; what padding holds does not matter."""
     given, cotangents = problem(GATED, batch=1, length=135, width=150, states=5)
     options = {"reverse": True, **flags(1, 135)}
     hidden = {name: jnp.where(options["mask"][..., None], given[name], jnp.nan) for name in ("u", "dt", "B", "C", "z")}
-    first, second = interpreted(given | hidden, cotangents, times=2, **options)
+    first, second = interpreted("mosaic_tpu", given | hidden, cotangents, times=2, **options)
     assert_equal(first, second)
     check(first, given, cotangents, ROUNDING["float32"], **options)
 
@@ -91,7 +57,7 @@ def test_bfloat16_in_two_blocks_of_channels(monkeypatch, compilation_cache):
     given, cotangents = problem(PLAIN, "bfloat16", batch=2, length=256, width=256, states=8)
     given["dt"] = jnp.abs(given["dt"])
     options = {"dt_softplus": False}
-    check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING["bfloat16"], **options)
+    check(interpreted("mosaic_tpu", given, cotangents, **options), given, cotangents, ROUNDING["bfloat16"], **options)
 
 
 @pytest.mark.slow
@@ -102,7 +68,7 @@ def test_bfloat16_in_two_blocks_of_channels(monkeypatch, compilation_cache):
 def test_lengths(names, length, reverse, dtype, compilation_cache):
     given, cotangents = problem(names, dtype, batch=2, length=length, width=130, states=9, seed=length)
     options = {"reverse": reverse, **(flags(2, length) if names == GATED else {})}
-    check(interpreted(given, cotangents, **options), given, cotangents, ROUNDING[dtype], **options)
+    check(interpreted("mosaic_tpu", given, cotangents, **options), given, cotangents, ROUNDING[dtype], **options)
 
 
 @pytest.mark.slow
@@ -110,7 +76,7 @@ def test_lengths(names, length, reverse, dtype, compilation_cache):
 def test_the_blocks_of_the_device(width, states, compilation_cache):
     """As many channels at a time as on a device."""
     given, cotangents = problem(GATED, batch=1, length=200, width=width, states=states)
-    check(interpreted(given, cotangents), given, cotangents, ROUNDING["float32"])
+    check(interpreted("mosaic_tpu", given, cotangents), given, cotangents, ROUNDING["float32"])
 
 
 @pytest.mark.slow
@@ -120,22 +86,15 @@ def test_with_the_memories_of_a_tpu(monkeypatch, compilation_cache):
     given, cotangents = problem(GATED, batch=1, length=200, width=256, states=8)
     options = {"reverse": True, **flags(1, 200)}
     interpreter = {"uninitialized_memory": "nan", "detect_races": True}
-    found = interpreted(given, cotangents, interpreter=interpreter, **options)
+    found = interpreted("mosaic_tpu", given, cotangents, interpreter=interpreter, **options)
     check(found, given, cotangents, ROUNDING["float32"], **options)
 
 
 @pytest.mark.slow
 def test_groups_and_vmap(compilation_cache):
     given, cotangents = problem(GATED, batch=1, length=33, width=256, states=8, groups=2)
-    check(interpreted(given, cotangents), given, cotangents, ROUNDING["float32"])
-    given, _ = problem(GATED, batch=2, length=33, width=64, states=8)
-    shared = ("A", "D", "dt_bias")
-    axes = {name: None if name in shared else 0 for name in given}
-    rows = {name: x if name in shared else x[:, None] for name, x in given.items()}
-    with mosaic_tpu.interpreted():
-        scan = functools.partial(selective_scan, implementation="mosaic_tpu")
-        y = jax.jit(jax.vmap(lambda given: scan(**given), in_axes=(axes,)))(rows)
-    assert error(y[:, 0], selective_scan(**given)) <= ROUNDING["float32"]
+    check(interpreted("mosaic_tpu", given, cotangents), given, cotangents, ROUNDING["float32"])
+    check_vmap("mosaic_tpu")
 
 
 @pytest.mark.slow
@@ -145,7 +104,7 @@ def test_extremes(compilation_cache):
     given["A"] = given["A"].at[:, ::2].multiply(1e4)
     given["dt"] = given["dt"] - 14 * (jnp.arange(128) % 2)
     given["z"] = given["z"].at[:, ::3].multiply(1e3)
-    found = interpreted(given, cotangents)
+    found = interpreted("mosaic_tpu", given, cotangents)
     assert_same(found, exact(given, cotangents), ROUNDING["float32"])
 
 

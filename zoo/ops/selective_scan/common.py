@@ -1,6 +1,7 @@
 """What the implementations of the selective scan share: operands, options, and what precedes and follows the scan."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -66,6 +67,15 @@ def whole_chunks(x: Operands, size: int) -> Operands:
     return x._replace(
         u=pad(x.u), dt=pad(x.dt), B=pad(x.B), C=pad(x.C), z=pad(x.z), mask=pad(mask), starts=pad(x.starts)
     )
+
+
+def other_dtype(x: Operands, dtypes: Sequence[DType]) -> str | None:
+    """Which of the operands that kernels read has none of these dtypes, in words, or None."""
+    for name in ("u", "dt", "B", "C", "z", "initial_state"):
+        array = getattr(x, name)
+        if array is not None and array.dtype not in dtypes:
+            return f"{name} is {array.dtype}"
+    return None
 
 
 def whole_blocks(x: Operands, tokens: int, channels: int, states: int) -> Operands:

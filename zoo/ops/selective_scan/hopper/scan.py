@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from zoo.ops.selective_scan import fast_math
-from zoo.ops.selective_scan.common import Operands, Options, whole_blocks
+from zoo.ops.selective_scan.common import Operands, Options, other_dtype, whole_blocks
 from zoo.ops.selective_scan.hopper import backward as backward_kernel
 from zoo.ops.selective_scan.hopper import forward as forward_kernel
 from zoo.ops.selective_scan.hopper import spans
@@ -21,11 +21,8 @@ def unsupported(x: Operands) -> str | None:
         return "it has no segment_ids"
     if x.A.shape[1] > _MOST_STATES:
         return f"it has at most {_MOST_STATES} states per channel, A has {x.A.shape[1]}"
-    for name in ("u", "dt", "B", "C", "z", "initial_state"):
-        array = getattr(x, name)
-        if array is not None and array.dtype not in _DTYPES:
-            return f"it computes in float32, and {name} is {array.dtype}"
-    return None
+    other = other_dtype(x, _DTYPES)
+    return f"it computes in float32, and {other}" if other else None
 
 
 def fitted(x: Operands) -> Operands:

@@ -1,6 +1,6 @@
 """The selective scan as kernels for TPUs, in Pallas: one forwards, one backwards.
 
-They have been interpreted on a CPU, and compiled for v3 to v6e and 7x by `libtpu`, but have not been run on a TPU. What
+They have been interpreted on a CPU, and compiled for v5e and v6e by `libtpu` (tests), but not run on a TPU. What
 there is instead is what the compiler says, by `python -m benchmarks.kernels.tpu_compiler`: its schedule, in bundles of
 instructions (a cycle each, if nothing waits for memory), and for what XLA makes also its cost model::
 

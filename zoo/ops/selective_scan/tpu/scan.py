@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from zoo.ops.selective_scan import fast_math
-from zoo.ops.selective_scan.common import Operands, Options, whole_blocks
+from zoo.ops.selective_scan.common import Operands, Options, other_dtype, whole_blocks
 from zoo.ops.selective_scan.tpu import backward as backward_kernel
 from zoo.ops.selective_scan.tpu import forward as forward_kernel
 from zoo.ops.selective_scan.tpu.block import CHUNK, LANES, SUBLANES, Task
@@ -21,11 +21,8 @@ def unsupported(x: Operands) -> str | None:
         return f"it has at most {_MOST_STATES} states per channel, A has {states}"
     if (states + -states % SUBLANES) * (width + -width % LANES) > _MOST_STATES_IN_ALL:
         return f"it has at most {_MOST_STATES_IN_ALL} states per example, A has {states} for {width} channels"
-    for name in ("u", "dt", "B", "C", "z", "initial_state"):
-        array = getattr(x, name)
-        if array is not None and array.dtype not in _DTYPES:
-            return f"it takes float32 and bfloat16, and {name} is {array.dtype}"
-    return None
+    other = other_dtype(x, _DTYPES)
+    return f"it takes float32 and bfloat16, and {other}" if other else None
 
 
 def fitted(x: Operands) -> Operands:
